@@ -1,0 +1,1 @@
+"""The ground that every part of Tallybook stands on, and the command line that joins them."""

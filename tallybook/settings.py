@@ -1,0 +1,58 @@
+"""How settings are read: the environment (`TALLYBOOK_*`) before `tallybook.toml` before the defaults."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from pydantic import Field, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+CONFIG_VARIABLE = "TALLYBOOK_CONFIG"
+
+
+class CommonSettings(BaseSettings):
+    """What serving and billing must agree on. Each package adds its own fields in its `settings.py`.
+
+    One flat file serves all packages, so a package ignores the names of the others here;
+    `tallybook.cli` refuses names that no package knows.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="TALLYBOOK_", frozen=True, extra="ignore")
+
+    time_zone: str = Field("Asia/Shanghai", description="IANA time zone of the billing day.")
+    models_dir: Path = Field(Path("models"), description="Exported models: <name>/<version>/.")
+    journal_dir: Path = Field(Path("var/journal"), description="Usage events wait here for `tallybook ingest`.")
+
+    @property
+    def zone(self) -> ZoneInfo:
+        """The billing time zone."""
+        return ZoneInfo(self.time_zone)
+
+    @field_validator("time_zone")
+    @classmethod
+    def _zone_exists(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{name!r} is not an IANA time zone such as Asia/Shanghai") from error
+        return name
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments (tests), then the environment, then the TOML file."""
+        file = Path(os.environ.get(CONFIG_VARIABLE, "tallybook.toml"))
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=file)
