@@ -1,0 +1,1 @@
+"""Usage events in; rated, closed, proven bills and the reports on them out."""

@@ -1,0 +1,39 @@
+"""What can go wrong in billing, drawn once; every class has a stable code.
+
+BillingError
+├── LedgerError            the ledger can't be used as configured
+├── PricesError            the price list is wrong, or would change the past
+├── DayError               the day can't be rated or closed now
+├── ClosureError           events, aggregates and lines disagree: nothing is closed, nothing is mailed
+└── MailError              a mail can't be composed or delivered
+"""
+
+from __future__ import annotations
+
+
+class BillingError(Exception):
+    """Base of all; `code` is stable and machine-readable, the message is for people."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class LedgerError(BillingError):
+    """The ledger can't be used as configured."""
+
+
+class PricesError(BillingError):
+    """The price list is wrong, or would change the past."""
+
+
+class DayError(BillingError):
+    """The day can't be rated or closed now."""
+
+
+class ClosureError(BillingError):
+    """Events, aggregates and lines disagree; the message names the first difference."""
+
+
+class MailError(BillingError):
+    """A mail can't be composed or delivered; it stays in the outbox and is tried again."""
