@@ -126,9 +126,10 @@ bill_days = sa.Table(
     "bill_days",
     metadata,
     sa.Column("day", sa.Date, primary_key=True),
-    sa.Column("state", sa.Text, sa.CheckConstraint("state in ('draft', 'closed')"), nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
     sa.Column("early", sa.Boolean, nullable=False),  # closed before its end, on demand
     sa.Column("closed_at", Instant),
+    sa.CheckConstraint("state in ('draft', 'closed')", name="bill_days_state"),
 )
 
 bill_lines = sa.Table(
@@ -153,11 +154,12 @@ mails = sa.Table(
     metadata,
     sa.Column("id", sa.Text, primary_key=True),  # what it is about: a mail is composed once
     sa.Column("day", sa.Date, nullable=False),
-    sa.Column("state", sa.Text, sa.CheckConstraint("state in ('pending', 'sent')"), nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
     sa.Column("message", sa.LargeBinary, nullable=False),
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("sent_at", Instant),
     sa.Column("last_error", sa.Text),
+    sa.CheckConstraint("state in ('pending', 'sent')", name="mails_state"),
 )
 
 ledger_facts = sa.Table(
@@ -176,6 +178,7 @@ def open_ledger(url: str, time_zone: str) -> Engine:
     try:
         engine = _engine(url)
         with writing(engine) as connection:
+            lock_ledger(connection)
             config = Config()
             config.set_main_option("script_location", "billing:migrations")
             config.attributes["connection"] = connection
@@ -207,8 +210,8 @@ def reading(engine: Engine) -> Iterator[Connection]:
         yield connection
 
 
-def lock_closing(connection: Connection) -> None:
-    """Wait until no other transaction rates or closes; held until this one ends."""
+def lock_ledger(connection: Connection) -> None:
+    """Wait until no other transaction migrates, rates or closes; held until this one ends."""
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
 

@@ -26,6 +26,8 @@ class BillingSettings(CommonSettings):
     mail_language: Literal["en", "zh"] = Field("en", description="Language of mails and charts: en or zh.")
     smtp_url: SecretStr | None = Field(
         None,
-        description="smtp://USER:PASSWORD@HOST:PORT (STARTTLS when offered) or smtps://; none: write to outbox_dir.",
+        description="smtp://USER:PASSWORD@HOST:PORT (STARTTLS if offered) or smtps://; none: use outbox_dir.",
     )
-    outbox_dir: Path = Field(Path("var/outbox"), description="Where mails are written when there is no smtp_url.")
+    outbox_dir: Path = Field(
+        Path("var/outbox"), description="Where mails are written when there is no smtp_url."
+    )
