@@ -158,8 +158,9 @@ mails = sa.Table(
     sa.Column("message", sa.LargeBinary, nullable=False),
     sa.Column("created_at", Instant, nullable=False),
     sa.Column("sent_at", Instant),
+    sa.Column("delivered_to", sa.JSON, nullable=False),  # who took it: they don't get it again
     sa.Column("last_error", sa.Text),
-    sa.CheckConstraint("state in ('pending', 'sent')", name="mails_state"),
+    sa.CheckConstraint("state in ('pending', 'sent', 'refused')", name="mails_state"),
 )
 
 ledger_facts = sa.Table(

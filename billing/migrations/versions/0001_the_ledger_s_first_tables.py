@@ -44,8 +44,9 @@ def upgrade() -> None:
         sa.Column("message", sa.LargeBinary(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("sent_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("delivered_to", sa.JSON(), nullable=False),
         sa.Column("last_error", sa.Text(), nullable=True),
-        sa.CheckConstraint("state in ('pending', 'sent')", name="mails_state"),
+        sa.CheckConstraint("state in ('pending', 'sent', 'refused')", name="mails_state"),
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_table(
