@@ -1,0 +1,119 @@
+"""A journal segment: JSON lines, one usage event each, and which of them a reader may believe.
+
+The writer groups events into batches. It writes a batch, syncs it, and only then writes the marker line
+`{"journal":"committed","events":N}` and lets the answers leave. If a batch can't be made durable, the
+writer cuts the file back to where the batch began; where even that fails, it writes the marker
+`{"journal":"refused"}`: what stands between the last marker and this one was never billed.
+
+While the writer lives it holds an exclusive `flock` on the segment. So a reader
+
+- believes the lines before a committed marker, always;
+- never believes the lines before a refused marker;
+- believes whole lines after the last marker only when the writer is gone, that is when it can take the
+  lock: they were written by requests that may have been answered in the moment of the crash;
+- sets a last line without an end aside: its request was never answered.
+
+A file of event lines without markers and without a writer reads as what it says. The standard library only.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+SUFFIX = ".jsonl"
+REFUSED = b'{"journal":"refused"}\n'
+_MARKER = b'{"journal":'
+
+
+class DamagedSegmentError(ValueError):
+    """A segment whose markers don't agree with its lines: it was altered after it was written."""
+
+
+class Line(NamedTuple):
+    """The bytes of a line without its end, and where in the segment it starts."""
+
+    offset: int
+    raw: bytes
+
+
+class Extract(NamedTuple):
+    """The believed lines from an offset on, the torn last line if any, and the offset to go on from."""
+
+    lines: list[Line]
+    torn: Line | None
+    next_offset: int
+
+
+def committed(events: int) -> bytes:
+    """The marker line behind a durable batch of so many events."""
+    return b'{"journal":"committed","events":%d}\n' % events
+
+
+def read_segment(segment: Path, offset: int, about_bytes: int = 1 << 20) -> Extract:
+    """What a reader that has reached `offset` may believe now, up to about so many bytes.
+
+    `offset` is 0 or the `next_offset` of an earlier call. Nothing new gives no lines and the same offset.
+    Raises: DamagedSegmentError; OSError.
+    """
+    with segment.open("rb") as file:
+        gone = _writer_is_gone(file.fileno())  # asked before reading: what comes later is the next call's
+        file.seek(offset)
+        data = b""
+        while True:
+            chunk = file.read(about_bytes)
+            data += chunk
+            at_end = len(chunk) < about_bytes
+            extract = believed_lines(data, offset, to_the_end=gone and at_end)
+            # A batch may be longer than what was asked for: go on until its marker.
+            if extract.next_offset > offset or at_end:
+                return extract
+            about_bytes *= 2  # so that parsing again stays linear in what is read
+
+
+def believed_lines(data: bytes, offset: int, *, to_the_end: bool) -> Extract:
+    """The same for bytes in memory that start at `offset`, just behind a marker or at the segment's start.
+
+    `to_the_end`: nothing follows `data`, and nothing ever will.
+    Raises: DamagedSegmentError.
+    """
+    *whole, rest = data.split(b"\n")
+    believed: list[Line] = []
+    pending: list[Line] = []
+    position = reached = offset
+    for raw in whole:
+        start, position = position, position + len(raw) + 1
+        if not raw.startswith(_MARKER):
+            pending.append(Line(start, raw))
+            continue
+        if _is_committed(raw, len(pending), start):
+            believed += pending
+        pending = []
+        reached = position
+    if not to_the_end:
+        return Extract(believed, None, reached)
+    torn = Line(position, rest) if rest and not rest.startswith(_MARKER) else None
+    return Extract(believed + pending, torn, position + len(rest))
+
+
+def _is_committed(raw: bytes, pending: int, offset: int) -> bool:
+    """Whether this marker commits the pending lines; false if it refuses them."""
+    try:
+        marker = json.loads(raw)
+    except ValueError:
+        raise DamagedSegmentError(f"the marker at byte {offset} is not JSON") from None
+    if marker == {"journal": "refused"}:
+        return False
+    if marker == {"journal": "committed", "events": pending}:
+        return True
+    raise DamagedSegmentError(f"the marker at byte {offset} follows {pending} lines but says {marker}")
+
+
+def _writer_is_gone(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
