@@ -1,0 +1,147 @@
+"""The client of TensorFlow Serving, and of the embedded model server, over gRPC.
+
+Failures are those of serving/errors.py: ModelUnavailableError, ModelVersionNotFoundError,
+ModelTimeoutError and ModelRejectedError, each with the gRPC error as its cause. Their messages are for
+callers of the API; what the model server said is in the cause, and in ModelRejectedError's message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.errors import (
+    ApiError,
+    ModelRejectedError,
+    ModelTimeoutError,
+    ModelUnavailableError,
+    ModelVersionNotFoundError,
+)
+from serving.protos import (
+    Message,
+    TensorError,
+    array_of,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+    tensor_of,
+)
+
+__all__ = [
+    "ModelClient",
+    "ModelRejectedError",
+    "ModelTimeoutError",
+    "ModelUnavailableError",
+    "ModelVersionNotFoundError",
+]
+
+_OUTPUT = "probabilities"
+_CHANNEL_OPTIONS = [
+    # A restarted server is found again within a second.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 500),
+    # Despite its name, how long one attempt to connect may take.
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    # A peer that vanished without a word is noticed while calls wait for it.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    # The model server is a neighbour; http_proxy is not for it.
+    ("grpc.enable_http_proxy", 0),
+    # Clients of one address do not share connections, nor their waiting times.
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+class ModelClient:
+    """Asks one model server, `host:port`, by TensorFlow Serving's protocol; safe to share among threads.
+
+    Connects on first use, and again by itself after the server was away. Make it after forking.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._predict = prediction_service_pb2_grpc.PredictionServiceStub(self._channel).Predict
+        self._status = model_service_pb2_grpc.ModelServiceStub(self._channel).GetModelStatus
+
+    def predict(
+        self, model: str, version: int, input_ids: Sequence[int], timeout_seconds: float
+    ) -> NDArray[np.float32]:
+        """The probabilities, float32 [labels], that exactly this version gives for one text's token ids.
+
+        Raises: ModelUnavailableError: not reachable, shutting down or overloaded; ask again later.
+            ModelVersionNotFoundError: this version is not served. ModelTimeoutError: no answer in time.
+            ModelRejectedError: the server refused the request, or its answer is not what was asked for.
+            ValueError, OverflowError: the ids are none, or not int32.
+        """
+        ids = np.array([input_ids], dtype=np.int32)
+        if ids.ndim != 2 or not ids.size:
+            raise ValueError("input_ids must be a sequence of one or more token ids")
+        request = predict_pb2.PredictRequest(output_filter=[_OUTPUT])
+        request.model_spec.name = model
+        request.model_spec.version.value = version
+        request.inputs["input_ids"].CopyFrom(tensor_of(ids))
+        request.inputs["attention_mask"].CopyFrom(tensor_of(np.ones_like(ids)))
+        asked = f"model {model} version {version}"
+        return _probabilities(_call(self._predict, request, timeout_seconds, asked), model, version)
+
+    def version_states(self, model: str, timeout_seconds: float) -> dict[int, str]:
+        """Every version that the server knows of, with its state: START, LOADING, AVAILABLE, UNLOADING, END.
+
+        Raises: as `predict`; ModelVersionNotFoundError: the server knows no version of this model.
+        """
+        request = get_model_status_pb2.GetModelStatusRequest()
+        request.model_spec.name = model
+        answer = _call(self._status, request, timeout_seconds, f"model {model}")
+        name_of = get_model_status_pb2.ModelVersionStatus.State.Name
+        return {status.version: name_of(status.state) for status in answer.model_version_status}
+
+    def close(self) -> None:
+        """Close the connection; calls under way and later ones fail."""
+        self._channel.close()
+
+
+def _call(method: Callable[..., Any], request: Message, timeout_seconds: float, asked: str) -> Message:
+    try:
+        return method(request, timeout=timeout_seconds)
+    except grpc.RpcError as error:
+        raise _translated(error, timeout_seconds, asked) from error
+
+
+def _translated(error: grpc.RpcError, timeout_seconds: float, asked: str) -> ApiError:
+    code, details = error.code(), error.details()
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED):
+        return ModelUnavailableError("the model server can't be reached or is overloaded")
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return ModelTimeoutError(f"{asked} did not answer within {timeout_seconds:g} s")
+    if code is grpc.StatusCode.NOT_FOUND:
+        return ModelVersionNotFoundError(f"{asked} is not served")
+    return ModelRejectedError(f"the model server refused {asked}: {code.name}: {details}")
+
+
+def _probabilities(answer: Message, model: str, version: int) -> NDArray[np.float32]:
+    answered = answer.model_spec
+    if (answered.name, answered.version.value) != (model, version):
+        raise ModelRejectedError(
+            f"asked for model {model} version {version}, "
+            f"got an answer of {answered.name!r} version {answered.version.value}"
+        )
+    if _OUTPUT not in answer.outputs:
+        raise ModelRejectedError(f"model {model} version {version} answered without {_OUTPUT}")
+    try:
+        values = array_of(answer.outputs[_OUTPUT])
+    except TensorError as error:
+        raise ModelRejectedError(f"model {model} version {version}, {_OUTPUT}: {error}") from error
+    if values.dtype != np.float32 or values.ndim != 2 or values.shape[0] != 1 or not values.size:
+        raise ModelRejectedError(
+            f"model {model} version {version} answered {_OUTPUT} as {values.dtype} {list(values.shape)}, "
+            "not float32 [1, labels]"
+        )
+    if not np.isfinite(values).all():
+        raise ModelRejectedError(f"model {model} version {version} answered {_OUTPUT} that are not numbers")
+    row: NDArray[np.float32] = values[0]
+    return row
