@@ -1,0 +1,157 @@
+"""What a day comes to, in tokens and money: in all, and by user, project, department or model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from decimal import Decimal
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from billing.errors import LedgerError
+from billing.ledger import bill_lines, usage_hours
+from billing.rating import UNRATED
+
+Dimension = Literal["user", "project", "department", "model"]
+_COLUMNS: dict[Dimension, tuple[str, ...]] = {
+    "user": ("user_id",),
+    "project": ("project",),
+    "department": ("department",),
+    "model": ("model", "model_version"),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Totals:
+    """Token sums of a day's usage, and the amount of the bill of that day.
+
+    Cached tokens are part of the prompt's. `amount_minor` is the whole bill in minor units of `currency`,
+    corrections of earlier days included, and None when no line has an amount; `corrections_minor` is the
+    corrections' part of it. `unrated_tokens` are the day's own tokens that have no price.
+    """
+
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    amount_minor: int | None = None
+    corrections_minor: int = 0
+    currency: str | None = None
+    unrated_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        """Prompt plus completion tokens."""
+        return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def own_minor(self) -> int:
+        """What the day's own usage costs: the amount without corrections."""
+        return (self.amount_minor or 0) - self.corrections_minor
+
+    @property
+    def tokens_per_request(self) -> Decimal | None:
+        """The average length, None without requests."""
+        return Decimal(self.total_tokens) / self.requests if self.requests else None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One user's, project's, department's or model version's part of a day."""
+
+    key: tuple[str, ...]
+    totals: Totals
+
+    @property
+    def name(self) -> str:
+        """The key as people read it: 'alice', 'review-sentiment 3'."""
+        return " ".join(self.key)
+
+
+def day_total(connection: Connection, day: date, user: str | None = None) -> Totals | None:
+    """The day in all, or of one user; None when it has neither usage nor lines."""
+    found = _parts(connection, day, (), user)
+    return found[0].totals if found else None
+
+
+def day_parts(
+    connection: Connection, day: date, dimension: Dimension, user: str | None = None
+) -> tuple[Part, ...]:
+    """The day by one dimension, most tokens first; the parts sum to `day_total`."""
+    parts = _parts(connection, day, _COLUMNS[dimension], user)
+    return tuple(sorted(parts, key=lambda p: (-p.totals.total_tokens, -(p.totals.amount_minor or 0), p.key)))
+
+
+def whole(total: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+    """A sum of whole numbers as one: PostgreSQL makes it a numeric, and nothing summed makes null."""
+    return sa.cast(sa.func.coalesce(total, 0), sa.BigInteger)
+
+
+def of_user(query: sa.Select[Any], table: sa.Table, user: str | None) -> sa.Select[Any]:
+    """The query, restricted to one user unless that is None."""
+    return query if user is None else query.where(table.c.user_id == user)
+
+
+def _parts(connection: Connection, day: date, columns: tuple[str, ...], user: str | None) -> list[Part]:
+    tokens = _usage(connection, day, columns, user)
+    amounts = _billed(connection, day, columns, user)
+    return [
+        Part(key, Totals(**(tokens.get(key, {}) | amounts.get(key, {}))))
+        for key in tokens.keys() | amounts.keys()
+    ]
+
+
+def _usage(
+    connection: Connection, day: date, columns: tuple[str, ...], user: str | None
+) -> dict[tuple[str, ...], dict[str, Any]]:
+    keys = [usage_hours.c[name] for name in columns]
+    sums = [
+        whole(sa.func.sum(usage_hours.c[name])).label(name)
+        for name in ("requests", "prompt_tokens", "cached_tokens", "completion_tokens")
+    ]
+    query = sa.select(*keys, *sums).where(usage_hours.c.day == day).group_by(*keys)
+    return {
+        _key(row, columns): {column.name: row[column.name] for column in sums}
+        for row in connection.execute(of_user(query, usage_hours, user)).mappings()
+        if row["requests"]
+    }
+
+
+def _billed(
+    connection: Connection, day: date, columns: tuple[str, ...], user: str | None
+) -> dict[tuple[str, ...], dict[str, Any]]:
+    line = bill_lines.c
+    keys = [line[name] for name in columns]
+    corrects = line.usage_day < day
+    unrated = sa.and_(line.price_id == UNRATED, line.usage_day == day)
+    query = (
+        sa.select(
+            *keys,
+            sa.cast(sa.func.sum(line.amount_minor), sa.BigInteger).label("amount_minor"),
+            whole(sa.func.sum(sa.case((corrects, line.amount_minor), else_=0))).label("corrections_minor"),
+            whole(sa.func.sum(sa.case((unrated, line.quantity_tokens), else_=0))).label("unrated_tokens"),
+            sa.func.min(line.currency).label("currency"),
+            sa.func.max(line.currency).label("other_currency"),
+            sa.func.count().label("lines"),
+        )
+        .where(line.day == day)
+        .group_by(*keys)
+    )
+    found = {}
+    for row in connection.execute(of_user(query, bill_lines, user)).mappings():
+        if row["currency"] != row["other_currency"]:
+            raise LedgerError(
+                "currencies_mixed",
+                f"the bill of {day} is in {row['currency']} and in {row['other_currency']}; "
+                "amounts in two currencies can't be added",
+            )
+        if row["lines"]:
+            names = ("amount_minor", "corrections_minor", "unrated_tokens", "currency")
+            found[_key(row, columns)] = {name: row[name] for name in names}
+    return found
+
+
+def _key(row: sa.RowMapping, columns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(row[name] for name in columns)
