@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone, tzinfo
 from pathlib import Path
@@ -14,8 +12,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from billing.aggregates import add_to_hours
+from billing.errors import LedgerError
 from billing.ledger import insert, journal_offsets, set_aside, usage_events, writing
 from tallybook.calendar import billing_day
+from tallybook.segments import SUFFIX, DamagedSegmentError, Line, read_segment
 from tallybook.usage import InvalidEventError, UsageEvent, fingerprint
 
 BATCH_BYTES = 1 << 20  # read at a time: about two thousand events a transaction
@@ -35,13 +35,8 @@ class IngestResult:
         return self.stored + self.duplicates + sum(self.set_aside.values())
 
 
-class _Line(NamedTuple):
-    offset: int
-    raw: bytes
-
-
 class _Poison(NamedTuple):
-    line: _Line
+    line: Line
     code: str
     message: str
 
@@ -52,11 +47,19 @@ def ingest(ledger: Engine, journal_dir: Path, zone: tzinfo) -> IngestResult:
     Safe to run again, in parallel and after a crash: an event is stored once by its id, together with
     its share of the hourly aggregates and the new offset. A line that is no event, or that gives a known
     id another content, is set aside with its reason and its bytes; the first content of an id stands.
+    Raises: LedgerError: a segment was altered after it was written (code journal_damaged); it is left
+        where it is, and every other segment was stored first.
     """
     result = IngestResult()
-    for segment in sorted(journal_dir.glob("*.jsonl")):
-        while _ingest_batch(ledger, segment, zone, result):
-            pass
+    damaged = []
+    for segment in sorted(journal_dir.glob(f"*{SUFFIX}")):
+        try:
+            while _ingest_batch(ledger, segment, zone, result):
+                pass
+        except DamagedSegmentError as error:
+            damaged.append(f"{segment.name}: {error}")
+    if damaged:
+        raise LedgerError("journal_damaged", "; ".join(damaged))
     return result
 
 
@@ -65,19 +68,17 @@ def _ingest_batch(ledger: Engine, segment: Path, zone: tzinfo, result: IngestRes
     batch = IngestResult()
     with writing(ledger) as connection:
         offset = _locked_offset(connection, segment.name)
-        lines, torn = _read(segment, offset)
-        if not lines and torn is None:
+        extract = read_segment(segment, offset, BATCH_BYTES)
+        if extract.next_offset == offset:
             return False
-        poison = _store(connection, lines, zone, batch)
-        if torn is not None:
-            poison.append(_Poison(torn, "torn_line", "the writer died before it finished this line"))
+        poison = _store(connection, extract.lines, zone, batch)
+        if extract.torn is not None:
+            poison.append(_Poison(extract.torn, "torn_line", "the writer died before it finished this line"))
         _set_aside(connection, segment.name, poison, batch)
-        end = torn or lines[-1]
-        reached = end.offset + len(end.raw) + (0 if torn else 1)
         connection.execute(
             journal_offsets.update()
             .where(journal_offsets.c.segment == segment.name)
-            .values(offset_bytes=reached)
+            .values(offset_bytes=extract.next_offset)
         )
     result.stored += batch.stored
     result.duplicates += batch.duplicates
@@ -95,45 +96,12 @@ def _locked_offset(connection: Connection, segment: str) -> int:
     return int(connection.execute(locked.with_for_update()).scalar_one())
 
 
-def _read(segment: Path, offset: int) -> tuple[list[_Line], _Line | None]:
-    """Whole lines from `offset` on, up to about BATCH_BYTES; and the torn rest that a dead writer left."""
-    with segment.open("rb") as file:
-        writer_is_gone = _lock(file.fileno())  # asked before reading: what comes later is the next run's
-        file.seek(offset)
-        chunk = file.read(BATCH_BYTES)
-        if len(chunk) == BATCH_BYTES and not chunk.endswith(b"\n"):
-            chunk += file.readline()
-            at_end = not chunk.endswith(b"\n")
-        else:
-            at_end = len(chunk) < BATCH_BYTES
-    whole, newline, rest = chunk.rpartition(b"\n")
-    lines = list(_split(whole, offset)) if newline else []
-    if lines or not (rest and at_end and writer_is_gone):
-        return lines, None
-    return [], _Line(offset, rest)
-
-
-def _lock(descriptor: int) -> bool:
-    """Whether no writer holds this segment."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _split(whole: bytes, offset: int) -> Iterator[_Line]:
-    for raw in whole.split(b"\n"):
-        yield _Line(offset, raw)
-        offset += len(raw) + 1
-
-
-def _store(connection: Connection, lines: list[_Line], zone: tzinfo, result: IngestResult) -> list[_Poison]:
+def _store(connection: Connection, lines: list[Line], zone: tzinfo, result: IngestResult) -> list[_Poison]:
     """Insert the events that are new, and add them to the hours; give back what can't be stored."""
     poison: list[_Poison] = []
     rows: dict[str, dict[str, Any]] = {}
-    repeated: list[tuple[_Line, dict[str, Any]]] = []
-    line_of: dict[str, _Line] = {}
+    repeated: list[tuple[Line, dict[str, Any]]] = []
+    line_of: dict[str, Line] = {}
     for line in lines:
         try:
             row = _row(line.raw, zone)

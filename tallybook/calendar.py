@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from typing import NamedTuple
 
-
 ONE_DAY = timedelta(days=1)
 ONE_HOUR = timedelta(hours=1)
 
@@ -48,5 +47,3 @@ def today(zone: tzinfo) -> date:
 
 def _first_instant(day: date, zone: tzinfo) -> datetime:
     return datetime.combine(day, time.min, tzinfo=zone).astimezone(timezone.utc)
-
-

@@ -28,7 +28,9 @@ class CommonSettings(BaseSettings):
 
     time_zone: str = Field("Asia/Shanghai", description="IANA time zone of the billing day.")
     models_dir: Path = Field(Path("models"), description="Exported models: <name>/<version>/.")
-    journal_dir: Path = Field(Path("var/journal"), description="Usage events wait here for `tallybook ingest`.")
+    journal_dir: Path = Field(
+        Path("var/journal"), description="Usage events wait here for `tallybook ingest`."
+    )
 
     @property
     def zone(self) -> ZoneInfo:

@@ -1,0 +1,89 @@
+"""Billing on the command line: parse, call, print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+
+import click
+from pydantic import ValidationError
+
+from billing import daily
+from billing.errors import BillingError
+from billing.money import format_amount
+from billing.settings import BillingSettings
+
+_DAY = click.argument("day", type=click.DateTime(["%Y-%m-%d"]), metavar="YYYY-MM-DD")
+_USER = click.option("--user", help="Only this user's part.")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tell an error in one line with its code, and leave with status 1."""
+    try:
+        yield
+    except BillingError as error:
+        raise click.ClickException(f"{error.code}: {error}") from error
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise click.ClickException(f"settings_invalid: {wrong}") from error
+
+
+@click.command()
+def ingest() -> None:
+    """Store the journal's usage events in the ledger, each once."""
+    with _told():
+        result = daily.ingest(BillingSettings())
+    click.echo(f"{result.stored:,} events stored, {result.duplicates:,} were there already.")
+    for code, count in sorted(result.set_aside.items()):
+        click.echo(f"{count:,} lines set aside: {code} (table set_aside).", err=True)
+
+
+@click.command()
+@_DAY
+def rate(day: datetime) -> None:
+    """Draft the bills of a day at the prices of the price list."""
+    with _told():
+        lines = daily.rate(BillingSettings(), day.date())
+    click.echo(f"{day.date()}: {lines:,} lines.")
+
+
+@click.command()
+@_DAY
+@click.option("--early", is_flag=True, help="Close it though it is not over; the rest becomes corrections.")
+def close(day: datetime, early: bool) -> None:
+    """Close a day's bills for ever, if events, aggregates and lines agree."""
+    with _told():
+        closing = daily.close(BillingSettings(), day.date(), early=early)
+    proof = closing.proof
+    done = "closed" if closing.newly_closed else "was closed already"
+    click.echo(f"{closing.day} {done}: {closing.lines:,} lines.")
+    click.echo(
+        f"Proof: {proof.requests:,} events; tokens {proof.event_tokens:,} in events = "
+        f"{proof.aggregate_tokens:,} in aggregates = {proof.line_tokens:,} on lines."
+    )
+    if proof.currency:
+        click.echo(f"Amount: {format_amount(proof.amount_minor, proof.currency)}")
+    if proof.unrated_tokens:
+        click.echo(f"Unrated: {proof.unrated_tokens:,} tokens of models without a price.", err=True)
+
+
+@click.command()
+@_DAY
+@_USER
+def report(day: datetime, user: str | None) -> None:
+    """Draw a day's charts and write its bill as CSV."""
+    with _told():
+        folder = daily.report(BillingSettings(), day.date(), user)
+    click.echo(f"{folder}")
+
+
+@click.command()
+@_DAY
+@_USER
+def mail(day: datetime, user: str | None) -> None:
+    """Mail a closed day's bill, or write it to the outbox; a bill that was mailed is not mailed again."""
+    with _told():
+        for line in daily.mail(BillingSettings(), day.date(), user):
+            click.echo(line)

@@ -1,0 +1,78 @@
+"""The `tallybook` command: finds each subcommand where it lives, and loads only the one that runs."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import click
+
+# In the order in which data flows.
+COMMANDS = {
+    "train": "training.cli:train",
+    "serve-model": "serving.model_server.cli:serve_model",
+    "serve": "serving.cli:serve",
+    "up": "tallybook.up:up",
+    "ingest": "billing.cli:ingest",
+    "rate": "billing.cli:rate",
+    "close": "billing.cli:close",
+    "report": "billing.cli:report",
+    "mail": "billing.cli:mail",
+    "demo": "tallybook.demo:demo",
+}
+# Known without loading the packages, whose imports take seconds.
+HELP = {
+    "train": "Train the review classifier and export it as the next version.",
+    "serve-model": "Serve exported models over TensorFlow Serving's gRPC protocol.",
+    "serve": "Serve the API: POST /analyze, metered.",
+    "up": "Start the model server and the API together.",
+    "ingest": "Store the journal's usage events in the ledger, each once.",
+    "rate": "Draft a day's bills at the prices of the price list.",
+    "close": "Close a day's bills, if events, aggregates and lines agree.",
+    "report": "Draw a day's charts and write its bill as CSV.",
+    "mail": "Mail a day's bill, or write it to the outbox.",
+    "demo": "Run everything once, from training to the emailed bill.",
+}
+
+
+class LazyGroup(click.Group):
+    """A click group whose commands are imported when they are run."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names, in the order in which data flows."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command; a missing extra is named."""
+        target = COMMANDS.get(cmd_name)
+        if target is None:
+            return None
+        module, _, attribute = target.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, HELP[name]) for name in COMMANDS])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Settings file; default: tallybook.toml, where there is one.",
+)
+def main(config: Path | None) -> None:
+    """Token metering and billing for models that you serve yourself.
+
+    Settings come from TALLYBOOK_* variables, then tallybook.toml; the README lists them.
+    """
+    if config is not None:
+        os.environ["TALLYBOOK_CONFIG"] = str(config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

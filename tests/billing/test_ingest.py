@@ -1,0 +1,220 @@
+import fcntl
+import threading
+from collections import Counter
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+
+import orjson
+import pytest
+import sqlalchemy as sa
+from factories import DAY, NOON, ZONE, an_event, write_segment
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy.engine import Engine
+
+import billing.ingest
+from billing.aggregates import rebuild_day
+from billing.errors import LedgerError
+from billing.ingest import ingest
+from billing.ledger import (
+    open_ledger,
+    reading,
+    set_aside,
+    usage_events,
+    usage_hours,
+    writing,
+)
+from tallybook.segments import REFUSED, committed
+
+
+def stored_ids(ledger: Engine) -> list[str]:
+    with reading(ledger) as connection:
+        return sorted(connection.scalars(sa.select(usage_events.c.id)))
+
+
+def set_aside_codes(ledger: Engine) -> list[str]:
+    with reading(ledger) as connection:
+        query = sa.select(set_aside.c.code).order_by(set_aside.c.segment, set_aside.c.offset_bytes)
+        return list(connection.scalars(query))
+
+
+def hours(ledger: Engine) -> list[tuple[object, ...]]:
+    with reading(ledger) as connection:
+        order = [usage_hours.c.hour, usage_hours.c.user_id]
+        return [tuple(row) for row in connection.execute(sa.select(usage_hours).order_by(*order))]
+
+
+def test_an_event_is_stored_as_it_was_journaled(ledger: Engine, tmp_path: Path) -> None:
+    event = an_event(prompt_prefix="很好\n'; drop table", cached_tokens=7)
+    record = event.to_record()
+    record["data"]["reasoning_tokens"] = 3
+    write_segment(tmp_path, [orjson.dumps(record)])
+    assert ingest(ledger, tmp_path, ZONE).stored == 1
+    with reading(ledger) as connection:
+        row = connection.execute(sa.select(usage_events)).one()
+    assert (row.id, row.user_id, row.day, row.time) == (event.id, "user-a", DAY, NOON)
+    assert (row.prompt_tokens, row.cached_tokens, row.completion_tokens) == (100, 7, 20)
+    assert (row.prompt_prefix, row.extra) == ("很好\n'; drop table", {"reasoning_tokens": 3})
+
+
+def test_reading_again_stores_nothing_twice(ledger: Engine, tmp_path: Path) -> None:
+    write_segment(tmp_path, [an_event() for _ in range(5)])
+    assert ingest(ledger, tmp_path, ZONE).stored == 5
+    assert ingest(ledger, tmp_path, ZONE).read == 0
+    write_segment(tmp_path, [an_event()])
+    assert ingest(ledger, tmp_path, ZONE).stored == 1
+
+
+def test_an_event_delivered_twice_is_counted_once(ledger: Engine, tmp_path: Path) -> None:
+    event = an_event()
+    write_segment(tmp_path, [event, event])
+    write_segment(tmp_path, [event], name="2.jsonl")
+    result = ingest(ledger, tmp_path, ZONE)
+    assert (result.stored, result.duplicates, result.set_aside) == (1, 2, {})
+    ((*_, requests, prompt, _cached, completion),) = hours(ledger)
+    assert (requests, prompt, completion) == (1, 100, 20)
+
+
+def test_a_known_id_with_another_content_is_set_aside_and_the_first_stands(
+    ledger: Engine, tmp_path: Path
+) -> None:
+    event = an_event()
+    forged = replace(event, prompt_tokens=1)
+    write_segment(tmp_path, [event, forged])
+    write_segment(tmp_path, [forged], name="2.jsonl")
+    result = ingest(ledger, tmp_path, ZONE)
+    assert (result.stored, result.set_aside) == (1, {"conflicting_duplicate": 2})
+    with reading(ledger) as connection:
+        assert connection.scalar(sa.select(usage_events.c.prompt_tokens)) == 100
+        assert orjson.loads(connection.scalars(sa.select(set_aside.c.raw)).first() or b"")["id"] == event.id
+
+
+def test_what_is_no_event_is_set_aside_and_the_rest_goes_on(ledger: Engine, tmp_path: Path) -> None:
+    negative = an_event(prompt_tokens=-1)
+    write_segment(tmp_path, [b"{", b"", b"\xff\xfe", b"[]", b"{}", negative, an_event()])
+    result = ingest(ledger, tmp_path, ZONE)
+    assert result.stored == 1
+    assert set_aside_codes(ledger) == [
+        "not_json", "not_json", "not_json", "not_an_object", "unknown_type", "invalid_count",
+    ]  # fmt: skip
+
+
+def test_lines_that_a_living_writer_has_not_committed_are_left_for_the_next_run(
+    ledger: Engine, tmp_path: Path
+) -> None:
+    first, late = an_event(), an_event()
+    whole = orjson.dumps(late.to_record())
+    segment = write_segment(tmp_path, [first, committed(1).rstrip()], end=whole[:50])
+    with segment.open("ab", buffering=0) as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        assert ingest(ledger, tmp_path, ZONE).stored == 1
+        writer.write(whole[50:] + b"\n")
+        assert ingest(ledger, tmp_path, ZONE).read == 0
+        writer.write(committed(1))
+        assert ingest(ledger, tmp_path, ZONE).stored == 1
+    assert stored_ids(ledger) == sorted([first.id, late.id])
+
+
+def test_lines_that_were_refused_are_never_stored(ledger: Engine, tmp_path: Path) -> None:
+    kept = an_event()
+    write_segment(tmp_path, [kept, committed(1).rstrip(), an_event(), b"{torn", REFUSED.rstrip()])
+    assert ingest(ledger, tmp_path, ZONE).read == 1
+    assert stored_ids(ledger) == [kept.id]
+
+
+def test_a_segment_that_was_altered_is_named_and_the_others_are_stored(
+    ledger: Engine, tmp_path: Path
+) -> None:
+    write_segment(tmp_path, [an_event(), committed(2).rstrip()], name="1.jsonl")
+    write_segment(tmp_path, [an_event(), committed(1).rstrip()], name="2.jsonl")
+    with pytest.raises(LedgerError, match=r"1\.jsonl") as refused:
+        ingest(ledger, tmp_path, ZONE)
+    assert refused.value.code == "journal_damaged"
+    assert len(stored_ids(ledger)) == 1
+
+
+def test_a_line_that_a_dead_writer_tore_is_set_aside(ledger: Engine, tmp_path: Path) -> None:
+    write_segment(tmp_path, [an_event()], end=b'{"id": "half')
+    assert ingest(ledger, tmp_path, ZONE).set_aside == {"torn_line": 1}
+    assert set_aside_codes(ledger) == ["torn_line"]
+    assert ingest(ledger, tmp_path, ZONE).read == 0
+
+
+def test_batches_end_at_lines(ledger: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(billing.ingest, "BATCH_BYTES", 700)  # a line and a bit
+    events = [an_event() for _ in range(20)]
+    write_segment(tmp_path, events, end=b"torn")
+    result = ingest(ledger, tmp_path, ZONE)
+    assert (result.stored, result.set_aside) == (20, {"torn_line": 1})
+    assert stored_ids(ledger) == sorted(e.id for e in events)
+
+
+def test_a_crash_in_mid_batch_leaves_the_offset_with_the_rows(
+    ledger: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_segment(tmp_path, [an_event() for _ in range(3)])
+    with monkeypatch.context() as broken:
+        broken.setattr(billing.ingest, "add_to_hours", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ingest(ledger, tmp_path, ZONE)
+    assert stored_ids(ledger) == []
+    assert ingest(ledger, tmp_path, ZONE).stored == 3
+
+
+def test_ingesters_side_by_side_count_once(ledger_url: str, tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    events = [an_event(user=f"user{n % 7}") for n in range(400)]
+    for number in range(4):  # every event in two segments
+        write_segment(journal, events[number % 2 :: 2], name=f"{number}.jsonl")
+    results = []
+
+    def run() -> None:
+        engine = open_ledger(ledger_url, "Asia/Shanghai")
+        results.append(ingest(engine, journal, ZONE))
+        engine.dispose()
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(r.stored for r in results) == 400
+    assert sum(r.duplicates for r in results) == 400
+    engine = open_ledger(ledger_url, "Asia/Shanghai")
+    assert stored_ids(engine) == sorted(e.id for e in events)
+    with reading(engine) as connection:
+        assert connection.scalar(sa.select(sa.func.sum(usage_hours.c.requests))) == 400
+    engine.dispose()
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.data())
+def test_aggregates_equal_the_events_under_any_order_split_and_duplication(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    minutes = data.draw(st.lists(st.integers(0, 3 * 1440), min_size=1, max_size=30))
+    events = [an_event(time=NOON + timedelta(minutes=m), user=f"u{m % 3}", prompt_tokens=m) for m in minutes]
+    delivered = data.draw(st.permutations(events + data.draw(st.lists(st.sampled_from(events), max_size=10))))
+    cut = data.draw(st.integers(0, len(delivered)))
+    folder = tmp_path_factory.mktemp("property")
+    ledger = open_ledger(f"sqlite:///{folder / 'ledger.db'}", "Asia/Shanghai")
+    write_segment(folder / "journal", delivered[:cut])
+    ingest(ledger, folder / "journal", ZONE)
+    write_segment(folder / "journal", delivered[cut:])
+    write_segment(folder / "journal", delivered, name="again.jsonl")
+    ingest(ledger, folder / "journal", ZONE)
+
+    expected: Counter[str] = Counter()
+    for event in events:
+        expected[event.user] += event.prompt_tokens
+    found: Counter[str] = Counter()
+    kept = hours(ledger)
+    for row in kept:
+        found[str(row[2])] += int(str(row[8]))
+    assert found == expected
+    with writing(ledger) as connection:
+        for day in {row[0] for row in kept}:
+            rebuild_day(connection, day, ZONE)  # type: ignore[arg-type]  # a row is untyped
+    assert hours(ledger) == kept
+    ledger.dispose()

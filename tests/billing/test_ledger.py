@@ -1,0 +1,64 @@
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy.engine import Engine
+
+from billing.errors import LedgerError
+from billing.ledger import metadata, open_ledger, reading, set_aside, writing
+
+
+def test_the_migrations_make_the_tables_that_the_code_uses(ledger: Engine) -> None:
+    with reading(ledger) as connection:
+        context = MigrationContext.configure(connection, opts={"version_table": "ledger_version"})
+        assert compare_metadata(context, metadata) == []
+
+
+def test_opening_a_ledger_again_changes_nothing(ledger_url: str) -> None:
+    open_ledger(ledger_url, "Asia/Shanghai").dispose()
+    open_ledger(ledger_url, "Asia/Shanghai").dispose()
+
+
+def test_a_ledger_is_not_continued_in_another_time_zone(ledger_url: str) -> None:
+    open_ledger(ledger_url, "Asia/Shanghai").dispose()
+    with pytest.raises(LedgerError) as refused:
+        open_ledger(ledger_url, "Europe/Berlin")
+    assert refused.value.code == "time_zone_changed"
+
+
+@pytest.mark.parametrize("url", ["postgresql+psycopg://u:secret@127.0.0.1:1/none", "nonsense"])
+def test_a_ledger_that_cannot_be_opened_is_said_so_without_its_password(url: str) -> None:
+    with pytest.raises(LedgerError) as refused:
+        open_ledger(url, "Asia/Shanghai")
+    assert refused.value.code == "ledger_unavailable"
+    assert "secret" not in str(refused.value)
+
+
+def test_a_failed_transaction_leaves_nothing(ledger: Engine) -> None:
+    row = {"segment": "s", "offset_bytes": 0, "code": "c", "message": "m", "raw": b"r"}
+    row["set_aside_at"] = datetime.now(timezone.utc)
+    with pytest.raises(ZeroDivisionError), writing(ledger) as connection:  # noqa: PT012
+        connection.execute(set_aside.insert().values(row))
+        raise ZeroDivisionError
+    with reading(ledger) as connection:
+        assert connection.execute(sa.select(set_aside)).all() == []
+
+
+def test_moments_come_back_in_utc_and_naive_ones_are_refused(ledger: Engine) -> None:
+    moment = datetime(2026, 11, 22, 8, 30, 0, 123456, tzinfo=timezone.utc)
+    row = {"segment": "s", "offset_bytes": 0, "code": "c", "message": "m", "raw": b"\x00\xff"}
+    with writing(ledger) as connection:
+        connection.execute(set_aside.insert().values(set_aside_at=moment, **row))
+    with reading(ledger) as connection:
+        kept = connection.execute(sa.select(set_aside)).one()
+    assert (kept.set_aside_at, kept.raw) == (moment, b"\x00\xff")
+    with pytest.raises(sa.exc.StatementError), writing(ledger) as connection:
+        connection.execute(set_aside.insert().values(set_aside_at=moment.replace(tzinfo=None), **row))
+
+
+def test_the_ledgers_folder_is_made(tmp_path: Path) -> None:
+    open_ledger(f"sqlite:///{tmp_path / 'new' / 'ledger.db'}", "UTC").dispose()
+    assert (tmp_path / "new" / "ledger.db").exists()
