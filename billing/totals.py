@@ -66,7 +66,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """The key as people read it: 'alice', 'review-sentiment 3'."""
+        """The key as people read it: 'user-a', 'review-sentiment 3'."""
         return " ".join(self.key)
 
 
