@@ -1,0 +1,42 @@
+# Tallybook: one way to run each thing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench lock clean
+
+help: ## List what can be run
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(SETUP) ## From training to the emailed bill, once, on this machine
+	$(BIN)/tallybook demo
+
+test: $(SETUP) ## Run the tests
+	$(BIN)/pytest
+
+lint: $(SETUP) ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .
+
+bench: $(SETUP) ## Measure against the limits of this machine
+	$(BIN)/python -m benchmarks
+
+lock: $(SETUP) ## Pin every dependency anew in constraints.txt, for all supported Pythons
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --upgrade \
+		--no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file constraints.txt
+
+clean: ## Remove what a demo and the tests left
+	rm -rf var .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The environment is made once, and again when what it is made of changes.
+$(SETUP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "Tallybook needs Python 3.10 to 3.13; name one with: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Setting up $(VENV): about 3 GB, a few minutes the first time."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
