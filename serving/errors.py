@@ -198,7 +198,7 @@ def describe(error: BaseException) -> tuple[int, str, str]:
         return error.status, error.code, error.message
     if isinstance(error, HTTPException) and error.code is not None and error.code >= HTTPStatus.BAD_REQUEST:
         code = _NOT_A_WORD.sub("_", error.name.lower()).strip("_")
-        return error.code, code, error.description or error.name
+        return error.code, code, f"{error.name}."
     return HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", _INTERNAL
 
 

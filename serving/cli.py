@@ -1,0 +1,27 @@
+"""The commands of serving: parse, call, print."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from serving.settings import ServingSettings
+
+
+@click.command()
+@click.option("--host", help="Address to listen on.")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), help="Port to listen on; 8000 if no setting says else."
+)
+@click.option("--workers", type=click.IntRange(1, 64), help="Processes; 1 if no setting says else.")
+@click.option("--threads", type=click.IntRange(1, 1024), help="Requests that a worker handles at once.")
+def serve(**options: Any) -> None:
+    """Serve the API: POST /analyze, and /healthz, /readyz, /metrics."""
+    from serving.server import serve as run
+
+    settings = ServingSettings(**{name: value for name, value in options.items() if value is not None})
+    try:
+        run(settings)
+    except OSError as error:
+        raise click.ClickException(f"{settings.host}:{settings.port}: {error.strerror}") from error

@@ -1,0 +1,127 @@
+"""Who is asking: user, project, department and address of a request, from headers that are believed.
+
+X-User-ID is believed from a peer in a trusted network, or with the gateway's secret. The address of the
+client is the peer's, unless the peer is a trusted proxy: then it is the last hop in X-Forwarded-For that is
+not one. A trusted proxy that sends something else than addresses is refused, for a guess would end up in
+the audit.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Mapping
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any, NamedTuple
+
+from serving.errors import (
+    InvalidForwardedForError,
+    InvalidProjectError,
+    InvalidUserError,
+    MissingUserError,
+    UntrustedCallerError,
+)
+from serving.settings import Network, ServingSettings
+from tallybook.usage import NAME
+
+
+class Caller(NamedTuple):
+    """Whom a request is billed to, and where it came from."""
+
+    user: str
+    project: str
+    department: str
+    client_ip: str
+
+
+class _Address(NamedTuple):
+    text: str
+    may_name_users: bool
+    is_proxy: bool
+
+
+class Gatekeeper:
+    """Reads the caller of a request; the settings decide whose word counts."""
+
+    def __init__(self, settings: ServingSettings) -> None:
+        self._trusted_networks = settings.trusted_networks
+        self._trusted_proxies = settings.trusted_proxies
+        secret = settings.gateway_secret
+        self._secret = None if secret is None else secret.get_secret_value().encode()
+        self._default_project = settings.default_project
+        self._default_department = settings.default_department
+        self._departments = settings.project_departments
+        self._address = lru_cache(maxsize=4096)(self._examine)
+
+    def identify(self, environ: Mapping[str, Any]) -> Caller:
+        """The caller of the request with this WSGI environment.
+
+        Raises: UntrustedCallerError, MissingUserError, InvalidUserError, InvalidProjectError,
+            InvalidForwardedForError.
+        """
+        peer = self._peer(environ)
+        if not peer.may_name_users and not self._knows_the_secret(environ):
+            raise UntrustedCallerError(
+                f"X-User-ID is not believed from {peer.text}: it needs a gateway's X-Gateway-Secret."
+            )
+        user = environ.get("HTTP_X_USER_ID")
+        if user is None:
+            raise MissingUserError("The header X-User-ID is missing.")
+        if not NAME.fullmatch(user):
+            raise InvalidUserError("X-User-ID must be 1-128 of letters, digits and ._@:-")
+        project = environ.get("HTTP_X_PROJECT_ID", self._default_project)
+        if not NAME.fullmatch(project):
+            raise InvalidProjectError("X-Project-ID must be 1-128 of letters, digits and ._@:-")
+        department = self._departments.get(project, self._default_department)
+        return Caller(user, project, department, self._client_ip(peer, environ))
+
+    def _peer(self, environ: Mapping[str, Any]) -> _Address:
+        try:
+            return self._address(environ["REMOTE_ADDR"])
+        except (KeyError, ValueError):
+            raise UntrustedCallerError("The peer has no IP address.") from None
+
+    def _knows_the_secret(self, environ: Mapping[str, Any]) -> bool:
+        given = environ.get("HTTP_X_GATEWAY_SECRET")
+        if self._secret is None or given is None:
+            return False
+        return hmac.compare_digest(given.encode("utf-8", "replace"), self._secret)
+
+    def _client_ip(self, peer: _Address, environ: Mapping[str, Any]) -> str:
+        forwarded = environ.get("HTTP_X_FORWARDED_FOR")
+        if not peer.is_proxy or forwarded is None:
+            return peer.text
+        for hop in reversed(forwarded.split(",")):
+            try:
+                address = self._address(_without_port(hop.strip()))
+            except ValueError:
+                raise InvalidForwardedForError(
+                    "X-Forwarded-For holds something that is no IP address."
+                ) from None
+            if not address.is_proxy:
+                break
+        return address.text
+
+    def _examine(self, text: str) -> _Address:
+        """Raises: ValueError: not an IP address."""
+        if "%" in text:
+            raise ValueError("a zone means nothing here, and may hold any text")
+        address = ip_address(text)
+        if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+            address = address.ipv4_mapped
+        return _Address(
+            str(address),
+            may_name_users=_lies_in(address, self._trusted_networks),
+            is_proxy=_lies_in(address, self._trusted_proxies),
+        )
+
+
+def _lies_in(address: IPv4Address | IPv6Address, networks: tuple[Network, ...]) -> bool:
+    return any(address in network for network in networks)
+
+
+def _without_port(hop: str) -> str:
+    """`1.2.3.4:5678` and `[2001:db8::1]:5678`, as some proxies write, without the port."""
+    if hop.startswith("["):
+        return hop[1:].partition("]")[0]
+    return hop.partition(":")[0] if hop.count(":") == 1 else hop

@@ -1,0 +1,82 @@
+"""Metering: the usage event of an answered request, in the journal before the answer leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from datetime import datetime, timezone
+from typing import NamedTuple
+
+from serving.identity import Caller
+from serving.journal import Journal
+from serving.metrics import Metrics
+from serving.settings import ServingSettings
+from serving.tokenization import ModelVersion
+from tallybook.usage import UsageEvent
+
+SOURCE = "tallybook/api"
+_LEAST_WAIT_SECONDS = 1.0  # an answer that is made already is worth another second
+
+
+class Served(NamedTuple):
+    """A request that the model has answered. `started` and `deadline` are of `time.monotonic`."""
+
+    request_id: str
+    caller: Caller
+    operation: str
+    version: ModelVersion
+    text: str
+    prompt_tokens: int
+    completion_tokens: int
+    started: float
+    deadline: float
+
+
+class Meter:
+    """Records what was served. Safe for many threads."""
+
+    def __init__(self, settings: ServingSettings, journal: Journal, metrics: Metrics) -> None:
+        self._keeps_hash = settings.prompt_capture != "none"
+        self._prefix = settings.prompt_prefix_characters if settings.prompt_capture == "prefix" else 0
+        self._journal = journal
+        self._metrics = metrics
+
+    def record(self, served: Served) -> None:
+        """Return when the event of this request is durable.
+
+        Raises: JournalError: it is not recorded and never will be; the answer must not leave.
+        """
+        answered = time.monotonic()
+        record = self.event(served, answered - served.started).to_record()
+        self._journal.append(record, max(served.deadline - answered, _LEAST_WAIT_SECONDS))
+        self._metrics.journal_wait_seconds.observe(time.monotonic() - answered)
+        self._metrics.tokens(
+            served.version.model,
+            served.version.version_name,
+            served.caller.project,
+            served.prompt_tokens,
+            served.completion_tokens,
+        )
+
+    def event(self, served: Served, duration_seconds: float) -> UsageEvent:
+        """The event of a request whose answer is complete now; the duration is kept to the microsecond."""
+        caller, version = served.caller, served.version
+        return UsageEvent(
+            id=served.request_id,
+            source=SOURCE,
+            time=datetime.now(timezone.utc),
+            user=caller.user,
+            project=caller.project,
+            department=caller.department,
+            operation=served.operation,
+            model=version.model,
+            model_version=version.version_name,
+            tokenizer_fingerprint=version.tokenizer_fingerprint,
+            prompt_tokens=served.prompt_tokens,
+            completion_tokens=served.completion_tokens,
+            duration_seconds=round(duration_seconds, 6),
+            client_ip=caller.client_ip,
+            status=200,
+            prompt_sha256=hashlib.sha256(served.text.encode()).hexdigest() if self._keeps_hash else None,
+            prompt_prefix=served.text[: self._prefix] if self._prefix else None,
+        )

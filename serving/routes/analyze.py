@@ -1,0 +1,154 @@
+"""POST /analyze: a text in; its label, the probabilities, and the tokens that both sides counted out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from flask import Blueprint, Response, request
+
+from serving import trace
+from serving.errors import (
+    BodyTooLargeError,
+    EmptyTextError,
+    IncompleteBodyError,
+    InvalidEncodingError,
+    InvalidJsonError,
+    InvalidTextError,
+    JournalError,
+    MissingTextError,
+    ModelTimeoutError,
+    ModelVersionNotFoundError,
+    UnknownFieldError,
+)
+from serving.metering import Served
+from serving.services import Services
+from serving.tokenization import Answer, ModelVersion
+
+OPERATION = "analyze"
+
+
+def blueprint(services: Services) -> Blueprint:
+    """The route."""
+    routes = Blueprint("analyze", __name__)
+
+    @routes.post("/analyze")
+    def analyze() -> Response:
+        with services.place():
+            return Response(_analyze(services, request.environ), mimetype="application/json")
+
+    return routes
+
+
+def _analyze(services: Services, environ: Mapping[str, Any]) -> bytes:
+    current = trace.current()
+    deadline = current.started + services.settings.deadline_seconds
+    caller = services.gatekeeper.identify(environ)
+    current.caller = caller
+    text = text_of(read_body(environ, services.settings.max_body_bytes))
+    if services.journal.problem() is not None:
+        raise JournalError("Usage can't be recorded now, so nothing is served.")
+    version, ids, answer = _ask(services, text, deadline)
+    total = len(ids) + answer.completion_tokens
+    body = orjson.dumps(
+        {
+            "request_id": current.request_id,
+            "model": version.model,
+            "model_version": version.version_name,
+            "label": answer.label,
+            "probabilities": answer.probabilities,
+            "output": answer.output,
+            "usage": {
+                "prompt_tokens": len(ids),
+                "completion_tokens": answer.completion_tokens,
+                "total_tokens": total,
+            },
+        }
+    )
+    services.meter.record(
+        Served(
+            request_id=current.request_id,
+            caller=caller,
+            operation=OPERATION,
+            version=version,
+            text=text,
+            prompt_tokens=len(ids),
+            completion_tokens=answer.completion_tokens,
+            started=current.started,
+            deadline=deadline,
+        )
+    )
+    current.model_version = version.version_name
+    current.prompt_tokens = len(ids)
+    current.completion_tokens = answer.completion_tokens
+    return body
+
+
+def _ask(services: Services, text: str, deadline: float) -> tuple[ModelVersion, list[int], Answer]:
+    """Count the text with the tokenizer of the version that answers, and have it answer."""
+    version = services.catalog.current()
+    ids = version.prompt_ids(text)
+    try:
+        return version, ids, _predict(services, version, ids, deadline)
+    except ModelVersionNotFoundError:
+        version = services.catalog.instead_of(version)
+    ids = version.prompt_ids(text)
+    return version, ids, _predict(services, version, ids, deadline)
+
+
+def _predict(services: Services, version: ModelVersion, ids: list[int], deadline: float) -> Answer:
+    started = time.monotonic()
+    if started >= deadline:
+        raise ModelTimeoutError("The request's time was up before the model could be asked.")
+    metrics = services.metrics
+    with metrics.model_in_flight.track_inprogress():
+        probabilities = services.model.predict(version.model, version.version, ids, deadline - started)
+    metrics.model_seconds.observe(time.monotonic() - started)
+    return version.answer(probabilities.tolist())
+
+
+def read_body(environ: Mapping[str, Any], limit_bytes: int) -> bytes:
+    """The request's body, sent with a length or in chunks.
+
+    Raises: BodyTooLargeError; IncompleteBodyError.
+    """
+    announced = environ.get("CONTENT_LENGTH") or None
+    if announced is None and not environ.get("wsgi.input_terminated"):
+        return b""
+    length = limit_bytes + 1 if announced is None else int(announced)
+    if announced is not None and length > limit_bytes:
+        raise BodyTooLargeError(f"The body has {length} bytes; at most {limit_bytes} are taken.")
+    body: bytes = environ["wsgi.input"].read(length)
+    if len(body) > limit_bytes:
+        raise BodyTooLargeError(f"The body has more than {limit_bytes} bytes.")
+    if announced is not None and len(body) < length:
+        raise IncompleteBodyError(f"The body ended after {len(body)} of {length} bytes.")
+    return body
+
+
+def text_of(body: bytes) -> str:
+    """The text in a body `{"text": "..."}`; of a name given twice the last counts.
+
+    Raises: InvalidEncodingError, InvalidJsonError, MissingTextError, UnknownFieldError, InvalidTextError,
+        EmptyTextError.
+    """
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        if "surrogate" in error.msg or "UTF-8" in error.msg:
+            raise InvalidEncodingError("The body must be UTF-8, without halves of surrogate pairs.") from None
+        raise InvalidJsonError(f"The body is not JSON: {error}.") from None
+    if not isinstance(document, dict):
+        raise InvalidJsonError('The body must be a JSON object: {"text": "..."}.')
+    if "text" not in document:
+        raise MissingTextError('The body has no "text".')
+    if len(document) > 1:
+        raise UnknownFieldError('The body may have no field but "text".')
+    text = document["text"]
+    if not isinstance(text, str):
+        raise InvalidTextError('"text" must be a string.')
+    if not text or text.isspace():
+        raise EmptyTextError('"text" is empty.')
+    return text

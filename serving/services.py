@@ -1,0 +1,90 @@
+"""The parts that a request meets, made once a process and closed together."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.catalog import Catalog, ModelServer
+from serving.errors import OverloadedError
+from serving.identity import Gatekeeper
+from serving.inference import ModelClient
+from serving.journal import Journal
+from serving.metering import Meter
+from serving.metrics import Metrics
+from serving.settings import ServingSettings
+
+
+class Model(ModelServer, Protocol):
+    """What answers: `serving.inference.ModelClient`, or a stand-in for measurements."""
+
+    def predict(
+        self, model: str, version: int, input_ids: Sequence[int], timeout_seconds: float
+    ) -> NDArray[np.float32]:
+        """Probabilities, float32 [labels]."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the model server."""
+        ...
+
+
+@dataclass(frozen=True)
+class Services:
+    """One process's parts."""
+
+    settings: ServingSettings
+    metrics: Metrics
+    gatekeeper: Gatekeeper
+    model: Model
+    catalog: Catalog
+    journal: Journal
+    meter: Meter
+    places: threading.Semaphore
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """One of the places for requests that wait for the model.
+
+        Requests beyond them are refused at once, by threads that are kept free for that and for probes.
+        Raises: OverloadedError.
+        """
+        if not self.places.acquire(blocking=False):
+            raise OverloadedError(f"{self.settings.threads} requests are under way; no more are taken.")
+        try:
+            yield
+        finally:
+            self.places.release()
+
+    def close(self) -> None:
+        """Commit what waits, stop the threads, close the connections."""
+        self.catalog.close()
+        self.journal.close()
+        self.model.close()
+
+
+def make_services(
+    settings: ServingSettings, *, model: Model | None = None, journal: Journal | None = None
+) -> Services:
+    """The real parts, or those given. Starts threads: call it in the process that serves."""
+    metrics = Metrics()
+    if model is None:
+        model = ModelClient(settings.model_server_address)
+    if journal is None:
+        journal = Journal(settings.journal_dir, settings.journal_segment_bytes, metrics.commit)
+    return Services(
+        settings=settings,
+        metrics=metrics,
+        gatekeeper=Gatekeeper(settings),
+        model=model,
+        catalog=Catalog(model, settings.models_dir, settings.model, settings.version_poll_seconds),
+        journal=journal,
+        meter=Meter(settings, journal, metrics),
+        places=threading.Semaphore(settings.threads),
+    )

@@ -1,0 +1,83 @@
+"""The settings of serving, read once at the entry point and passed down."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import Literal
+
+from pydantic import Field, SecretStr, field_validator
+
+from tallybook.settings import CommonSettings
+from tallybook.usage import NAME
+
+Network = IPv4Network | IPv6Network
+# prometheus-client reads this when it is imported; set when several workers count together.
+METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+_LOOPBACK = (ip_network("127.0.0.0/8"), ip_network("::1/128"))
+
+
+class ServingSettings(CommonSettings):
+    """Which model answers, whose word is taken for who is asking, and what the journal keeps."""
+
+    host: str = Field("127.0.0.1", description="Address that the API listens on.")
+    port: int = Field(8000, ge=1, le=65535, description="Port that the API listens on.")
+    workers: int = Field(1, ge=1, le=64, description="Processes of the API, each with a journal segment.")
+    threads: int = Field(
+        64, ge=1, le=1024, description="Requests for a model that a worker handles at once; more get 503."
+    )
+    model: str = Field("review-sentiment", description="Name of the model behind POST /analyze.")
+    model_server_address: str = Field("127.0.0.1:8500", description="HOST:PORT of TensorFlow Serving's gRPC.")
+    version_poll_seconds: float = Field(
+        1.0, gt=0, le=3600, description="How often the model server is asked which versions it serves."
+    )
+    deadline_seconds: float = Field(10.0, gt=0, le=600, description="A request is answered within this time.")
+    max_body_bytes: int = Field(1 << 20, ge=1024, description="A larger request body gets 413.")
+    trusted_networks: tuple[Network, ...] = Field(
+        _LOOPBACK, description="Peers in these networks may say who is asking by X-User-ID, without a key."
+    )
+    gateway_secret: SecretStr | None = Field(
+        None, description="A peer that sends this as X-Gateway-Secret may say so from anywhere."
+    )
+    trusted_proxies: tuple[Network, ...] = Field(
+        (), description="Peers in these networks are believed about X-Forwarded-For."
+    )
+    default_project: str = Field("default", description="Project of a request without X-Project-ID.")
+    default_department: str = Field("default", description="Department of a project that has none.")
+    project_departments: dict[str, str] = Field(
+        default_factory=dict, description="Department of each project, by the project's name."
+    )
+    prompt_capture: Literal["none", "hash", "prefix"] = Field(
+        "hash", description="What an event keeps of the text: nothing, its SHA-256, or that and its start."
+    )
+    prompt_prefix_characters: int = Field(
+        64, ge=1, le=4096, description="How much of the text prompt_capture = prefix keeps."
+    )
+    journal_segment_bytes: int = Field(
+        64 << 20, ge=4096, description="A journal segment of this size is followed by a fresh one."
+    )
+
+    @field_validator("model", "default_project", "default_department")
+    @classmethod
+    def _is_a_name(cls, name: str) -> str:
+        if not NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not 1-128 of letters, digits and ._@:-")
+        return name
+
+    @field_validator("project_departments")
+    @classmethod
+    def _are_names(cls, departments: dict[str, str]) -> dict[str, str]:
+        for names in departments.items():
+            for name in names:
+                cls._is_a_name(name)
+        return departments
+
+    @field_validator("gateway_secret")
+    @classmethod
+    def _is_hard_to_guess(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is None:
+            return None
+        value = secret.get_secret_value()
+        # What a header can carry, and a comma would hide a header that was sent twice.
+        if len(value) < 16 or not value.isascii() or not value.isprintable() or set(value) & {" ", ","}:
+            raise ValueError("must be at least 16 printable ASCII characters without spaces and commas")
+        return secret
