@@ -1,0 +1,58 @@
+"""`tallybook serve-model`: the embedded model server as a process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from serving.model_server.settings import ModelServerSettings
+
+Command = Callable[..., Any]
+
+
+def _option(flag: str, field: str, kind: click.ParamType[Any]) -> Callable[[Command], Command]:
+    known = ModelServerSettings.model_fields[field]
+    return click.option(flag, field, type=kind, help=f"{known.description}  [default: {known.default}]")
+
+
+@click.command("serve-model")
+@_option("--host", "model_server_host", click.STRING)
+@_option("--port", "model_server_port", click.IntRange(0, 65535))
+@_option("--models-dir", "models_dir", click.Path(path_type=Path))
+@_option("--poll-seconds", "model_server_poll_seconds", click.FloatRange(0, min_open=True))
+@_option("--versions-kept", "model_server_versions_kept", click.IntRange(1))
+def serve_model(**options: Any) -> None:
+    """Serve exported models over TensorFlow Serving's gRPC protocol."""
+    run(ModelServerSettings(**{name: value for name, value in options.items() if value is not None}))
+
+
+def run(settings: ModelServerSettings) -> None:
+    """Serve until SIGTERM or SIGINT, then finish what is running.
+
+    Raises: click.ClickException: the address can't be bound.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    # TensorFlow reads it when imported: its notices about instruction sets and GPUs are not ours.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    from serving.model_server.server import create_server
+
+    try:
+        server = create_server(settings)
+    except OSError as error:
+        raise click.ClickException(str(error)) from error
+    models = server.start()
+    names = "; ".join(f"{name} {', '.join(map(str, versions))}" for name, versions in models.items())
+    click.echo(f"Model server ready on {server.address}: {names or f'no model yet in {settings.models_dir}'}")
+    stop.wait()
+    server.stop()

@@ -1,0 +1,111 @@
+"""A tiny exported model for tests: a real SavedModel with tokenizer and model card, written in a moment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import string
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LABELS = (("negative", "这是一条负面评价"), ("positive", "这是一条正面评价"))
+_CHARACTERS = "".join(map(chr, range(33, 127))) + "这是一条负正面评价：，。把握房间很干净服务态度差不好吃"
+_INSIDE_WORDS = (f"##{character}" for character in string.ascii_lowercase + string.digits)
+VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", *dict.fromkeys(_CHARACTERS), *_INSIDE_WORDS)
+MAX_LENGTH_TOKENS = 64
+
+
+def tiny_probabilities(input_ids: Sequence[int], version: int = 1) -> NDArray[np.float32]:
+    """What the tiny model answers for one text, computed without TensorFlow: float32 [labels]."""
+    logits = _table()[list(input_ids)].mean(axis=0) + _bias(version)
+    powers = np.exp(logits - logits.max())
+    probabilities: NDArray[np.float32] = powers / powers.sum()
+    return probabilities
+
+
+def export_tiny_model(
+    models_dir: Path, name: str = "review-sentiment", version: int = 1, model: Any = None
+) -> Path:
+    """Write models_dir/name/version, beside and renamed, and return it. Versions differ in their answers.
+
+    Ids outside the vocabulary make the model fail. `model`: another tf.Module with a method `serve`.
+    """
+    import tensorflow as tf  # type: ignore[import-untyped]  # ships no types
+
+    model = model or _tiny_module(version)
+    beside = models_dir / f".{name}-{version}"
+    tf.saved_model.save(model, str(beside), signatures={"serving_default": model.serve})
+    _write_assets(beside / "assets.extra", name, version)
+    folder = models_dir / name / str(version)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return beside.rename(folder)
+
+
+def _table() -> NDArray[np.float32]:
+    # Any fixed numbers of which no two rows are alike.
+    return np.sin(np.arange(len(VOCABULARY) * len(LABELS), dtype=np.float32)).reshape(-1, len(LABELS)) * 3
+
+
+def _bias(version: int) -> NDArray[np.float32]:
+    return np.array([0.0, 0.25 * version], np.float32)
+
+
+def _tiny_module(version: int) -> Any:
+    import tensorflow as tf
+
+    ids = tf.TensorSpec([None, None], tf.int32)
+
+    class TinyClassifier(tf.Module):  # type: ignore[misc]  # tf is untyped
+        """Softmax of the masked mean of one learnt row for each token."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = tf.Variable(_table())
+            self.bias = tf.Variable(_bias(version))
+
+        @tf.function(input_signature=[ids, ids])  # type: ignore[untyped-decorator]  # tf is untyped
+        def serve(self, input_ids: Any, attention_mask: Any) -> Any:
+            """int32 [batch, length] twice → float32 [batch, labels]."""
+            mask = tf.cast(attention_mask, tf.float32)[..., None]
+            mean = tf.reduce_sum(tf.gather(self.table, input_ids) * mask, 1) / tf.reduce_sum(mask, 1)
+            return {"probabilities": tf.nn.softmax(mean + self.bias)}
+
+    return TinyClassifier()
+
+
+def _write_assets(folder: Path, name: str, version: int) -> None:
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordPiece
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+    from tokenizers.processors import BertProcessing
+
+    ids = {token: number for number, token in enumerate(VOCABULARY)}
+    tokenizer = Tokenizer(WordPiece(ids, unk_token="[UNK]"))  # noqa: S106  a token of the vocabulary
+    tokenizer.normalizer = BertNormalizer()
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.post_processor = BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    fingerprint = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": MAX_LENGTH_TOKENS}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    card = {
+        "name": name,
+        "version": version,
+        "created_at": "2026-11-22T00:00:00+00:00",
+        "framework": "tensorflow",
+        "labels": [{"name": label, "explanation": text} for label, text in LABELS],
+        "max_length_tokens": MAX_LENGTH_TOKENS,
+        "tokenizer_fingerprint": fingerprint,
+        "data": {"name": "none", "sha256": "0" * 64, "counts": {}},
+        "code_version": "test",
+        "metrics": {},
+        "baseline": {},
+        "training": {},
+    }
+    (folder / "model_card.json").write_text(json.dumps(card, ensure_ascii=False))
