@@ -162,7 +162,8 @@ def _from_values(values: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> N
     if len(values) < elements > _MAX_FILLED_ELEMENTS:
         raise TensorError(f"{dtype} {list(shape)} takes {elements} values, got only {len(values)}")
     in_field = np.dtype(np.uint16) if dtype == np.float16 else dtype  # half_val holds the bits
-    given = np.array(values, in_field).view(dtype)
+    # From a list: numpy would take protobuf's own container as an array, and cut values that don't fit.
+    given = np.array(list(values), in_field).view(dtype)
     array = np.full(shape, given[-1] if len(given) else 0, dtype)
     array.reshape(-1)[: len(given)] = given
     array.flags.writeable = False
