@@ -9,11 +9,21 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from billing.closure import Proof, billed_charges, prove, usage_by_subject
+from billing.aggregates import day_sums
+from billing.closure import Proof, billed_charges, prove
 from billing.errors import DayError
-from billing.ledger import bill_days, bill_lines, insert, lock_ledger, usage_hours
+from billing.ledger import (
+    COUNTS,
+    SUBJECT,
+    bill_days,
+    bill_lines,
+    insert,
+    lock_ledger,
+    usage_events,
+    usage_hours,
+)
 from billing.prices import PriceList, kept_prices
-from billing.rating import UNRATED, Charge, Subject, difference, rate
+from billing.rating import UNRATED, Charge, Subject, Usage, difference, rate
 from tallybook.calendar import day_interval
 
 
@@ -59,9 +69,9 @@ def close_day(
 ) -> Closing:
     """Close a day for ever, if events = aggregates = lines to the token and to the last decimal.
 
-    Rates it anew first, so that what is proven is what is closed. A closed day is proven again and left
-    as it is. With `early`, a day may be closed before it is over: what it still brings becomes
-    corrections on the next bill.
+    Rates it anew first, so that what is proven is what is closed, and marks what came late for earlier
+    days as being on this bill. A closed day is proven again and left as it is. With `early`, a day may be
+    closed before it is over: what it still brings becomes corrections on the next bill.
     Raises: DayError: the day is not over (code day_not_over) or has not begun (day_in_future).
         ClosureError: a mismatch; the caller's transaction must be rolled back.
     """
@@ -77,6 +87,14 @@ def close_day(
                 "day_not_over", f"{day} is not over; bill it tomorrow, or close it early on purpose"
             )
         rate_day(connection, day, prices)
+        connection.execute(
+            usage_events.update()
+            .where(
+                usage_events.c.bill_day.is_(None),
+                usage_events.c.day < day,  # came late, and is billed now
+            )
+            .values(bill_day=day)
+        )
         connection.execute(
             bill_days.update()
             .where(bill_days.c.day == day)
@@ -113,7 +131,8 @@ def _lines_still_owed(connection: Connection, usage_day: date, prices: PriceList
     billed = billed_charges(connection, usage_day)
     kept = kept_prices(connection)
     owed: dict[tuple[Subject, str], Charge] = {}
-    for subject, usage in usage_by_subject(connection, usage_hours, usage_day):
+    for row in connection.execute(day_sums(usage_hours, usage_day)).mappings():
+        subject, usage = Subject(*(row[n] for n in SUBJECT)), Usage(*(row[n] for n in COUNTS))
         listed = prices.in_force(subject.model, subject.model_version, usage_day)
         for direction, quantity in usage.quantities().items():
             if quantity:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from billing.aggregates import day_sums
 from billing.errors import ClosureError
-from billing.ledger import COUNTS, SUBJECT, bill_days, bill_lines, usage_events, usage_hours
+from billing.ledger import SUBJECT, bill_days, bill_lines, usage_events, usage_hours
 from billing.money import charge
 from billing.prices import Price, kept_prices
 from billing.rating import UNRATED, Charge, Subject, Usage
@@ -22,9 +21,9 @@ from billing.rating import UNRATED, Charge, Subject, Usage
 
 @dataclass(frozen=True)
 class Proof:
-    """What was found equal for a day: its events, its hourly aggregates and its lines.
+    """What was found equal for a bill: its events, their share of the aggregates, and its lines.
 
-    Lines are those of every closed bill for the day's usage; an amount may be spread over several of them.
+    `corrected_days` are earlier days that the bill corrects; their late events are counted here.
     """
 
     day: date
@@ -35,26 +34,47 @@ class Proof:
     unrated_tokens: int
     amount_minor: int
     currency: str | None
-    corrected_days: tuple[date, ...] = ()
+    corrected_days: tuple[date, ...]
 
 
 def prove(connection: Connection, day: date) -> Proof:
-    """Prove a closed day, and every earlier day that its bill corrects.
+    """Prove the bill of a day, for its own usage and for the earlier days that it corrects.
 
+    The hourly aggregates of each of these days equal its events; the bill's lines equal the events that
+    are on this bill; and all closed lines of a day at one price come to the price of their sum.
     Raises: ClosureError: the first difference found, named by day, subject and direction.
     """
-    on_bill = sa.select(bill_lines.c.usage_day).where(bill_lines.c.day == day).distinct()
-    corrected = sorted(d for d in connection.scalars(on_bill) if d != day)
+    on_bill = usage_events.c.bill_day == day
+    came_late = sa.select(usage_events.c.day).where(on_bill, usage_events.c.bill_day != usage_events.c.day)
+    has_lines = sa.select(bill_lines.c.usage_day).where(bill_lines.c.day == day)
+    corrected = sorted(set(connection.scalars(came_late.union(has_lines))) - {day})
     prices = kept_prices(connection)
-    for earlier in corrected:
-        _prove_usage(connection, earlier, prices, ())
-    return _prove_usage(connection, day, prices, tuple(corrected))
-
-
-def usage_by_subject(connection: Connection, table: sa.Table, day: date) -> Iterator[tuple[Subject, Usage]]:
-    """Token sums of a day by subject, from `usage_hours` or `usage_events`."""
-    for row in connection.execute(day_sums(table, day)).mappings():
-        yield Subject(*(row[name] for name in SUBJECT)), Usage(*(row[name] for name in COUNTS))
+    requests = event_tokens = aggregate_tokens = 0
+    for usage_day in [*corrected, day]:
+        all_events = _sums(connection, usage_events, usage_day)
+        hours = _sums(connection, usage_hours, usage_day)
+        _prove_equal(usage_day, all_events, hours)
+        events = _sums(connection, usage_events, usage_day, on_bill)
+        _prove_lines(connection, day, usage_day, events)
+        _prove_amounts(connection, usage_day, prices)
+        requests += sum(s.requests for s in events.values())
+        tokens = sum(s.tokens for s in events.values())
+        event_tokens += tokens
+        # The hours hold the events of this bill and those of others: take the others' away.
+        elsewhere = sum(s.tokens for s in all_events.values()) - tokens
+        aggregate_tokens += sum(s.tokens for s in hours.values()) - elsewhere
+    lines = connection.execute(sa.select(bill_lines).where(bill_lines.c.day == day)).all()
+    return Proof(
+        day=day,
+        requests=requests,
+        event_tokens=event_tokens,
+        aggregate_tokens=aggregate_tokens,
+        line_tokens=sum(line.quantity_tokens for line in lines),
+        unrated_tokens=sum(line.quantity_tokens for line in lines if line.price_id == UNRATED),
+        amount_minor=sum(line.amount_minor or 0 for line in lines),
+        currency=next((line.currency for line in lines if line.currency), None),
+        corrected_days=tuple(corrected),
+    )
 
 
 def billed_charges(connection: Connection, usage_day: date) -> dict[tuple[Subject, str], dict[str, Charge]]:
@@ -96,78 +116,74 @@ def billed_charges(connection: Connection, usage_day: date) -> dict[tuple[Subjec
     return found
 
 
-def _prove_usage(
-    connection: Connection, day: date, prices: dict[str, Price], corrected: tuple[date, ...]
-) -> Proof:
-    events = dict(usage_by_subject(connection, usage_events, day))
-    hours = dict(usage_by_subject(connection, usage_hours, day))
+class _Sums(NamedTuple):
+    requests: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+    def __str__(self) -> str:
+        return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in self._asdict().items())
+
+
+_NOTHING = _Sums(0, 0, 0, 0)
+
+
+def _sums(
+    connection: Connection, table: sa.Table, day: date, *where: sa.ColumnElement[bool]
+) -> dict[Subject, _Sums]:
+    rows = connection.execute(day_sums(table, day).where(*where)).mappings()
+    return {Subject(*(r[n] for n in SUBJECT)): _Sums(*(r[n] for n in _Sums._fields)) for r in rows}
+
+
+def _prove_equal(day: date, events: dict[Subject, _Sums], hours: dict[Subject, _Sums]) -> None:
     for subject in sorted(events.keys() | hours.keys()):
-        if events.get(subject) != hours.get(subject):
-            _differ(day, subject, f"events say {events.get(subject)}, hourly aggregates {hours.get(subject)}")
-    requests = {t: _requests(connection, t, day) for t in (usage_events, usage_hours)}
-    if requests[usage_events] != requests[usage_hours]:
-        raise ClosureError(
-            "closure_mismatch",
-            f"{day}: {requests[usage_events]} events, but {requests[usage_hours]} requests in the hours",
-        )
-    lines = billed_charges(connection, day)
+        told, kept = events.get(subject, _NOTHING), hours.get(subject, _NOTHING)
+        if told != kept:
+            _differ(day, subject, f"the events are {told}; the hourly aggregates are {kept}")
+
+
+def _prove_lines(connection: Connection, day: date, usage_day: date, events: dict[Subject, _Sums]) -> None:
+    """The lines of one bill for one day of usage hold the tokens of its events, in each direction."""
+    columns = [bill_lines.c[name] for name in (*SUBJECT, "direction")]
+    total = sa.cast(sa.func.sum(bill_lines.c.quantity_tokens), sa.BigInteger)
+    query = sa.select(*columns, total).where(bill_lines.c.day == day, bill_lines.c.usage_day == usage_day)
+    lines = {(Subject(*row[:-2]), row[-2]): row[-1] for row in connection.execute(query.group_by(*columns))}
     used = {
         (subject, direction): tokens
-        for subject, usage in events.items()
-        for direction, tokens in usage.quantities().items()
-        if tokens
+        for subject, sums in events.items()
+        for direction, tokens in Usage(*sums[1:]).quantities().items()
     }
     for subject, direction in sorted(used.keys() | lines.keys()):
-        charges = lines[subject, direction]
-        billed = sum(c.quantity_tokens for c in charges.values())
-        if billed != used.get((subject, direction), 0):
-            told = used.get((subject, direction), 0)
-            _differ(day, subject, f"events say {told} {direction} tokens, lines {billed}")
-        for found in charges.values():
-            _prove_amount(day, subject, direction, found, prices)
-    everything = [c for by_price in lines.values() for c in by_price.values()]
-    currencies = {c.currency for c in everything if c.currency}
-    return Proof(
-        day=day,
-        requests=requests[usage_events],
-        event_tokens=sum(u.prompt_tokens + u.completion_tokens for u in events.values()),
-        aggregate_tokens=sum(u.prompt_tokens + u.completion_tokens for u in hours.values()),
-        line_tokens=sum(c.quantity_tokens for c in everything),
-        unrated_tokens=sum(c.quantity_tokens for c in everything if c.price_id == UNRATED),
-        amount_minor=sum(c.amount_minor or 0 for c in everything),
-        currency=currencies.pop() if currencies else None,
-        corrected_days=corrected,
-    )
+        told, billed = used.get((subject, direction), 0), lines.get((subject, direction), 0)
+        if told != billed:
+            _differ(usage_day, subject, f"the events are {told} {direction} tokens, the lines {billed}")
 
 
-def _prove_amount(
-    day: date, subject: Subject, direction: str, found: Charge, prices: dict[str, Price]
-) -> None:
-    """The lines of one price version sum to the price of their sum."""
-    if found.price_id == UNRATED:
-        return
-    price = prices.get(found.price_id)
-    if price is None:
-        _differ(day, subject, f"{direction} lines name the unknown price version {found.price_id}")
-    if (found.unit_price, found.per_tokens, found.currency) != (
-        price.of(direction),
-        price.per_tokens,
-        price.currency,
-    ):
-        _differ(day, subject, f"{direction} lines state other terms than price version {found.price_id}")
-    owed = charge(found.quantity_tokens, price.of(direction), price.per_tokens, price.currency)
-    if owed != found.amount_minor:
-        _differ(
-            day,
-            subject,
-            f"{found.quantity_tokens} {direction} tokens cost {owed} {price.currency} minor units, "
-            f"lines say {found.amount_minor}",
-        )
-
-
-def _requests(connection: Connection, table: sa.Table, day: date) -> int:
-    counted = sa.func.count() if table is usage_events else sa.func.sum(table.c.requests)
-    return int(connection.scalar(sa.select(counted).select_from(table).where(table.c.day == day)) or 0)
+def _prove_amounts(connection: Connection, day: date, prices: dict[str, Price]) -> None:
+    """All closed lines of a day at one price version come to the price of their sum."""
+    for (subject, direction), by_price in sorted(billed_charges(connection, day).items()):
+        for price_id, found in by_price.items():
+            if price_id == UNRATED:
+                continue
+            price = prices.get(price_id)
+            if price is None:
+                _differ(day, subject, f"{direction} lines name the unknown price version {price_id}")
+            terms = (price.of(direction), price.per_tokens, price.currency)
+            if (found.unit_price, found.per_tokens, found.currency) != terms:
+                _differ(day, subject, f"{direction} lines state other terms than price version {price_id}")
+            owed = charge(found.quantity_tokens, *terms)
+            if owed != found.amount_minor:
+                _differ(
+                    day,
+                    subject,
+                    f"{found.quantity_tokens} {direction} tokens cost {owed} {price.currency} minor units, "
+                    f"the lines say {found.amount_minor}",
+                )
 
 
 def _differ(day: date, subject: Subject, what: str) -> NoReturn:

@@ -13,7 +13,15 @@ from sqlalchemy.engine import Connection, Engine
 
 from billing.aggregates import add_to_hours
 from billing.errors import LedgerError
-from billing.ledger import insert, journal_offsets, set_aside, usage_events, writing
+from billing.ledger import (
+    closed_days,
+    insert,
+    journal_offsets,
+    set_aside,
+    share_ledger,
+    usage_events,
+    writing,
+)
 from tallybook.calendar import billing_day
 from tallybook.segments import SUFFIX, DamagedSegmentError, Line, read_segment
 from tallybook.usage import InvalidEventError, UsageEvent, fingerprint
@@ -67,6 +75,7 @@ def _ingest_batch(ledger: Engine, segment: Path, zone: tzinfo, result: IngestRes
     """Move one batch in one transaction; false when the segment holds no more for now."""
     batch = IngestResult()
     with writing(ledger) as connection:
+        share_ledger(connection)
         offset = _locked_offset(connection, segment.name)
         extract = read_segment(segment, offset, BATCH_BYTES)
         if extract.next_offset == offset:
@@ -113,6 +122,9 @@ def _store(connection: Connection, lines: list[Line], zone: tzinfo, result: Inge
         else:
             rows[row["id"]] = row
             line_of[row["id"]] = line
+    closed = closed_days(connection, {row["day"] for row in rows.values()})
+    for row in rows.values():
+        row["bill_day"] = None if row["day"] in closed else row["day"]
     stored = _insert_new(connection, list(rows.values()))
     add_to_hours(connection, [rows[event_id] for event_id in stored], zone)
     result.stored += len(stored)

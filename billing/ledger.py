@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,14 @@ usage_events = sa.Table(
     sa.Column("prompt_prefix", sa.Text),
     sa.Column("extra", sa.JSON(none_as_null=True)),  # fields of a newer producer
     sa.Column("content_sha256", sa.Text, nullable=False),  # tells a repeated event from a forged one
+    sa.Column("bill_day", sa.Date),  # the one bill it is on: its day's, or, when it came late, a later one's
+)
+_came_late = usage_events.c.bill_day.is_(None) | (usage_events.c.bill_day != usage_events.c.day)
+sa.Index(
+    "usage_events_late",
+    usage_events.c.day,
+    sqlite_where=_came_late,
+    postgresql_where=_came_late,
 )
 
 usage_hours = sa.Table(
@@ -212,9 +220,21 @@ def reading(engine: Engine) -> Iterator[Connection]:
 
 
 def lock_ledger(connection: Connection) -> None:
-    """Wait until no other transaction migrates, rates or closes; held until this one ends."""
+    """Wait until no other transaction ingests, migrates, rates or closes; held until this one ends."""
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
+
+
+def share_ledger(connection: Connection) -> None:
+    """Ingest beside others that ingest, but not while a day is closed: its bill would miss the event."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(_LOCK_KEY)))
+
+
+def closed_days(connection: Connection, among: Collection[date]) -> set[date]:
+    """Which of these days are closed."""
+    query = sa.select(bill_days.c.day).where(bill_days.c.state == "closed", bill_days.c.day.in_(among))
+    return set(connection.scalars(query))
 
 
 def insert(connection: Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:

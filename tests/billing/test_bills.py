@@ -147,6 +147,30 @@ def test_late_events_are_corrections_on_the_next_bill(ledger: Engine, tmp_path: 
     assert closing.proof.corrected_days == (DAY,)
 
 
+def test_a_closed_day_is_proven_again_while_late_events_wait_for_the_next_bill(
+    ledger: Engine, tmp_path: Path
+) -> None:
+    bring(ledger, tmp_path, an_event())
+    first = close(ledger)
+    bring(ledger, tmp_path, an_event())
+    assert close(ledger).proof == first.proof
+    assert close(ledger, NEXT, now=AFTER_NEXT).proof.line_tokens == 120
+    assert close(ledger).proof == first.proof
+
+
+def test_every_event_says_which_bill_it_is_on(ledger: Engine, tmp_path: Path) -> None:
+    early, late, waiting = an_event(), an_event(), an_event()
+    bring(ledger, tmp_path, early)
+    close(ledger)
+    bring(ledger, tmp_path, late)
+    close(ledger, NEXT, now=AFTER_NEXT)
+    bring(ledger, tmp_path, waiting)
+    with reading(ledger) as connection:
+        query = sa.select(usage_events.c.id, usage_events.c.bill_day)
+        on_bill = {row.id: row.bill_day for row in connection.execute(query)}
+    assert on_bill == {early.id: DAY, late.id: NEXT, waiting.id: None}
+
+
 def test_a_day_closed_out_of_turn_bills_its_own_usage_only(ledger: Engine, tmp_path: Path) -> None:
     tomorrow = an_event(time=NOON + timedelta(days=1), completion_tokens=0)
     bring(ledger, tmp_path, an_event(completion_tokens=0), tomorrow)
@@ -204,14 +228,14 @@ def test_bills_of_one_ledger_are_in_one_currency(ledger: Engine, tmp_path: Path)
 
 TAMPERED = [
     (usage_events.update().values(prompt_tokens=101), "hourly aggregates"),
-    (usage_hours.update().values(requests=7), "requests in the hours"),
+    (usage_hours.update().values(requests=7), "7 requests"),
     (usage_hours.delete(), "hourly aggregates"),
-    (bill_lines.update().values(quantity_tokens=99), "lines 99"),
-    (bill_lines.update().values(amount_minor=99), "lines say 99"),
+    (bill_lines.update().values(quantity_tokens=99), "the lines 99"),
+    (bill_lines.update().values(amount_minor=99), "the lines say 99"),
     (bill_lines.update().values(unit_price="0.01"), "other terms"),
     (bill_lines.update().values(price_id="forged"), "unknown price version forged"),
     (bill_lines.update().values(user_id="user-x"), "user user-a"),
-    (bill_lines.delete(), "lines 0"),
+    (bill_lines.delete(), "the lines 0"),
 ]
 
 

@@ -98,10 +98,18 @@ def upgrade() -> None:
         sa.Column("prompt_prefix", sa.Text(), nullable=True),
         sa.Column("extra", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("content_sha256", sa.Text(), nullable=False),
+        sa.Column("bill_day", sa.Date(), nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
     with op.batch_alter_table("usage_events", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_usage_events_day"), ["day"], unique=False)
+        batch_op.create_index(
+            "usage_events_late",
+            ["day"],
+            unique=False,
+            sqlite_where=sa.text("bill_day IS NULL OR bill_day != day"),
+            postgresql_where=sa.text("bill_day IS NULL OR bill_day != day"),
+        )
 
     op.create_table(
         "usage_hours",
