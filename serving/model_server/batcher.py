@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from serving.model_server.errors import LateError, ModelServerError
+from serving.model_server.errors import ModelServerError
 from serving.model_server.signature import Arrays
 
 
@@ -66,7 +66,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, prediction: Prediction) -> None:
-        """Queue a prediction; its `outputs` get the arrays, the error, or are cancelled if it came too late.
+        """Queue a prediction; its `outputs` get the arrays or the error, or are cancelled if it is too late.
 
         Raises: RetiredError: `close` was called.
         """
@@ -75,6 +75,11 @@ class Batcher:
                 raise RetiredError
             self._waiting.append(prediction)
             self._changed.notify()
+
+    @property
+    def waiting(self) -> int:
+        """How many predictions are queued and not yet started."""
+        return len(self._waiting)
 
     def close(self) -> None:
         """Take no more, finish what waits, and stop the thread."""
@@ -89,8 +94,9 @@ class Batcher:
                 self._changed.wait_for(lambda: self._waiting or self._retired)
                 if not self._waiting:
                     return
-                batch = take_batch(self._waiting, self._limits)
-            started = [prediction for prediction in batch if _start(prediction)]
+                drop_unwanted(self._waiting, time.monotonic())
+                batch = take_batch(self._waiting, self._limits) if self._waiting else []
+            started = [p for p in batch if p.outputs.set_running_or_notify_cancel()]
             if started:
                 self._predict(started)
 
@@ -108,6 +114,15 @@ class Batcher:
             return
         for prediction, own in zip(batch, outputs, strict=True):
             prediction.outputs.set_result(own)
+
+
+def drop_unwanted(waiting: deque[Prediction], now: float) -> None:
+    """Take out of the queue what was cancelled, and cancel and take out what comes too late."""
+    wanted = [
+        p for p in waiting if not p.outputs.cancelled() and (p.deadline > now or not p.outputs.cancel())
+    ]
+    waiting.clear()
+    waiting.extend(wanted)
 
 
 def take_batch(waiting: deque[Prediction], limits: BatchLimits) -> list[Prediction]:
@@ -165,13 +180,3 @@ def split(outputs: Arrays, rows: Sequence[int]) -> list[Arrays]:
         {key: array[end - size : end] for key, array in outputs.items()}
         for end, size in zip(ends, rows, strict=True)
     ]
-
-
-def _start(prediction: Prediction) -> bool:
-    """Whether the prediction is still wanted; from now on it can't be cancelled."""
-    if not prediction.outputs.set_running_or_notify_cancel():
-        return False
-    if prediction.deadline <= time.monotonic():
-        prediction.outputs.set_exception(LateError("the deadline passed before the prediction could start"))
-        return False
-    return True

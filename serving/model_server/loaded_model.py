@@ -124,7 +124,11 @@ def _load_status(error: Exception) -> grpc.StatusCode:
     return grpc.StatusCode.NOT_FOUND if isinstance(error, OSError) else grpc.StatusCode.INTERNAL
 
 
-def _reason(error: BaseException) -> str:
+def _reason(error: Exception) -> str:
     """The first line of an error: what failed. TensorFlow adds traces of hundreds of lines."""
+    # A session tells its errors again, under a heading; the first telling is the context of that.
+    told_first = error.__context__
+    if isinstance(error, tf.errors.OpError) and isinstance(told_first, tf.errors.OpError):
+        error = told_first
     text = getattr(error, "message", None) or str(error)
     return str(text).strip().partition("\n")[0] or type(error).__name__

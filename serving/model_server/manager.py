@@ -132,6 +132,12 @@ class ModelManager:
             }
         return {name: versions for name, versions in available.items() if versions}
 
+    def waiting(self) -> int:
+        """How many predictions are queued and not yet started, over all models."""
+        with self._lock:
+            records = [record for versions in self._records.values() for record in versions.values()]
+        return sum(record.served.batcher.waiting for record in records if record.served is not None)
+
     def close(self) -> None:
         """Unload everything, after what is queued has been answered."""
         for name in list(self._records):

@@ -32,7 +32,7 @@ class ModelServer:
     def __init__(self, settings: ModelServerSettings, manager: ModelManager) -> None:
         """Raises: OSError: the address can't be bound."""
         self._settings = settings
-        self._manager = manager
+        self.manager = manager
         self._stopping = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="model watcher", daemon=True)
         workers = futures.ThreadPoolExecutor(settings.model_server_max_pending + _SPARE_THREADS, "request")
@@ -47,10 +47,10 @@ class ModelServer:
 
     def start(self) -> dict[str, list[int]]:
         """Load what is there, then answer and follow the folder; returns each model's versions in service."""
-        self._manager.poll()
+        self.manager.poll()
         self._server.start()
         self._watcher.start()
-        return self._manager.available()
+        return self.manager.available()
 
     def stop(self) -> None:
         """Accept nothing more, let running predictions finish within the grace, and unload everything."""
@@ -58,12 +58,12 @@ class ModelServer:
         self._server.stop(self._settings.model_server_grace_seconds).wait()
         if self._watcher.is_alive():
             self._watcher.join()
-        self._manager.close()
+        self.manager.close()
 
     def _watch(self) -> None:
         while not self._stopping.wait(self._settings.model_server_poll_seconds):
             try:
-                self._manager.poll()
+                self.manager.poll()
             except Exception:
                 log.exception("looking for new versions failed; trying again")
 
