@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from datetime import date, datetime, timezone, tzinfo
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from billing import chain
 from billing.aggregates import day_sums
 from billing.closure import Proof, billed_charges, prove
 from billing.errors import DayError
@@ -69,9 +70,10 @@ def close_day(
 ) -> Closing:
     """Close a day for ever, if events = aggregates = lines to the token and to the last decimal.
 
-    Rates it anew first, so that what is proven is what is closed, and marks what came late for earlier
-    days as being on this bill. A closed day is proven again and left as it is. With `early`, a day may be
-    closed before it is over: what it still brings becomes corrections on the next bill.
+    Rates it anew first, so that what is proven is what is closed, marks what came late for earlier days as
+    being on this bill, and seals the bill in the audit chain. A closed day is proven again and left as it
+    is. With `early`, a day may be closed before it is over: what it still brings becomes corrections on
+    the next bill.
     Raises: DayError: the day is not over (code day_not_over) or has not begun (day_in_future).
         ClosureError: a mismatch; the caller's transaction must be rolled back.
     """
@@ -100,8 +102,11 @@ def close_day(
             .where(bill_days.c.day == day)
             .values(state="closed", early=interval.end > now, closed_at=now)
         )
-    lines = _count_lines(connection, day)
-    return Closing(day, lines, prove(connection, day), newly_closed=not already)
+    proof = prove(connection, day)
+    if not already:
+        facts = {"early": interval.end > now, "proof": asdict(proof)}
+        chain.append(connection, "close", asdict(chain.seal(connection, day)) | facts, now)
+    return Closing(day, _count_lines(connection, day), proof, newly_closed=not already)
 
 
 def _owing_days(connection: Connection, day: date) -> list[date]:

@@ -87,3 +87,48 @@ def mail(day: datetime, user: str | None) -> None:
     with _told():
         for line in daily.mail(BillingSettings(), day.date(), user):
             click.echo(line)
+
+
+@click.group()
+def audit() -> None:
+    """Prove closed bills, and walk a request to its bill."""
+
+
+@audit.command()
+def verify() -> None:
+    """Recompute every closed bill and compare it with what was sealed; names the first difference."""
+    with _told():
+        found = daily.verify(BillingSettings())
+    click.echo(
+        f"Verified {found.days:,} closed days of {found.events:,} events against {found.records:,} audit "
+        f"records.\nChain head: {found.head} (keep it elsewhere: it vouches for all of them)"
+    )
+
+
+@audit.command()
+@click.argument("request_id")
+def show(request_id: str) -> None:
+    """Walk a request to its event, its lines and the seal of its bill."""
+    with _told():
+        found = daily.trace(BillingSettings(), request_id)
+    click.echo("Event")
+    for name, value in found.event.items():
+        if value is not None:
+            click.echo(f"  {name:<28} {value}")
+    click.echo("Lines")
+    for line in found.lines:
+        told = (
+            "unrated"
+            if line["amount_minor"] is None
+            else format_amount(line["amount_minor"], line["currency"])
+        )
+        click.echo(
+            f"  bill of {line['day']}, usage of {line['usage_day']}: {line['direction']:<12} "
+            f"{line['quantity_tokens']:>12,} tokens  {told}  price {line['price_id'] or 'none'}"
+        )
+    if found.sealed_by is None:
+        click.echo("Its bill is not closed yet.")
+    else:
+        click.echo(f"Sealed by audit record {found.sealed_by}, event {found.index}; path to its root:")
+        for step in found.path:
+            click.echo(f"  {step}")

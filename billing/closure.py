@@ -188,4 +188,4 @@ def _prove_amounts(connection: Connection, day: date, prices: dict[str, Price]) 
 
 def _differ(day: date, subject: Subject, what: str) -> NoReturn:
     whose = f"user {subject.user_id}, project {subject.project}, {subject.model} {subject.model_version}"
-    raise ClosureError("closure_mismatch", f"{day}, {whose}: {what}; nothing was closed and nothing mailed")
+    raise ClosureError("closure_mismatch", f"{day}, {whose}: {what}")

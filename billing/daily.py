@@ -9,10 +9,11 @@ from datetime import date
 
 from sqlalchemy.engine import Connection, Engine
 
-from billing import bills
+from billing import audit, bills
+from billing.audit import Trace, Verified
 from billing.ingest import IngestResult
 from billing.ingest import ingest as ingest_journal
-from billing.ledger import open_ledger, writing
+from billing.ledger import open_ledger, reading, writing
 from billing.prices import PriceList, read_prices, sync_prices
 from billing.settings import BillingSettings
 
@@ -32,6 +33,18 @@ def close(settings: BillingSettings, day: date, *, early: bool = False) -> bills
     """Close the day if its events, aggregates and lines agree; see `billing.bills.close_day`."""
     with writing(_ledger(settings)) as connection:
         return bills.close_day(connection, day, _prices(connection, settings), settings.zone, early=early)
+
+
+def verify(settings: BillingSettings) -> Verified:
+    """Recompute every closed bill and compare it with its seal; see `billing.audit.verify`."""
+    with reading(_ledger(settings)) as connection:
+        return audit.verify(connection)
+
+
+def trace(settings: BillingSettings, request_id: str) -> Trace:
+    """Walk a request to its bill; see `billing.audit.trace`."""
+    with reading(_ledger(settings)) as connection:
+        return audit.trace(connection, request_id)
 
 
 def _ledger(settings: BillingSettings) -> Engine:

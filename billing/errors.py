@@ -5,6 +5,7 @@ BillingError
 ├── PricesError            the price list is wrong, or would change the past
 ├── DayError               the day can't be rated or closed now
 ├── ClosureError           events, aggregates and lines disagree: nothing is closed, nothing is mailed
+├── AuditError             the ledger is not what it was when it was written
 └── MailError              a mail can't be composed or delivered
 """
 
@@ -33,6 +34,10 @@ class DayError(BillingError):
 
 class ClosureError(BillingError):
     """Events, aggregates and lines disagree; the message names the first difference."""
+
+
+class AuditError(BillingError):
+    """The ledger is not what it was when it was written; the message names the first difference."""
 
 
 class MailError(BillingError):

@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from billing.aggregates import add_to_hours
 from billing.errors import LedgerError
+from billing.events import event_row
 from billing.ledger import (
     closed_days,
     insert,
@@ -22,9 +23,8 @@ from billing.ledger import (
     usage_events,
     writing,
 )
-from tallybook.calendar import billing_day
 from tallybook.segments import SUFFIX, DamagedSegmentError, Line, read_segment
-from tallybook.usage import InvalidEventError, UsageEvent, fingerprint
+from tallybook.usage import InvalidEventError
 
 BATCH_BYTES = 1 << 20  # read at a time: about two thousand events a transaction
 
@@ -144,15 +144,7 @@ def _row(raw: bytes, zone: tzinfo) -> dict[str, Any]:
         record = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
         raise InvalidEventError("not_json", f"not JSON: {error}") from None
-    event = UsageEvent.from_record(record)
-    extra = {name: value for name, value in record["data"].items() if name not in _STORED}
-    extra.pop("total_tokens", None)
-    return {
-        **{column: getattr(event, name) for name, column in _STORED.items()},
-        "day": billing_day(event.time, zone),
-        "extra": extra or None,
-        "content_sha256": fingerprint(record),
-    }
+    return event_row(record, zone)
 
 
 def _insert_new(connection: Connection, rows: list[dict[str, Any]]) -> set[str]:
@@ -186,10 +178,3 @@ def _set_aside(connection: Connection, segment: str, poison: list[_Poison], resu
             .on_conflict_do_nothing()
         )  # fmt: skip
         result.set_aside[code] = result.set_aside.get(code, 0) + 1
-
-
-# Where each field of the event is stored.
-_STORED = {
-    name: "user_id" if name == "user" else name
-    for name in UsageEvent.__dataclass_fields__
-}  # fmt: skip

@@ -52,10 +52,13 @@ def _subject() -> list[sa.Column[str]]:
 SUBJECT = ("user_id", "project", "department", "model", "model_version")
 COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens")
 
+# In the order of its bytes on every database, so that the events of a bill are hashed in one order.
+_event_id = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
 usage_events = sa.Table(
     "usage_events",
     metadata,
-    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("id", _event_id, primary_key=True),
     sa.Column("source", sa.Text, nullable=False),
     sa.Column("time", Instant, nullable=False),
     sa.Column("day", sa.Date, nullable=False, index=True),
@@ -169,6 +172,17 @@ mails = sa.Table(
     sa.Column("delivered_to", sa.JSON, nullable=False),  # who took it: they don't get it again
     sa.Column("last_error", sa.Text),
     sa.CheckConstraint("state in ('pending', 'sent', 'refused')", name="mails_state"),
+)
+
+audit_records = sa.Table(
+    "audit_records",
+    metadata,
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),  # 1, 2, 3, … without a gap
+    sa.Column("recorded_at", Instant, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),  # JSON, to the letter as it was hashed
+    sa.Column("previous_sha256", sa.Text, nullable=False),
+    sa.Column("sha256", sa.Text, nullable=False),
 )
 
 ledger_facts = sa.Table(

@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from billing import money
+from billing import chain, money
 from billing.errors import PricesError
 from billing.ledger import bill_days, bill_lines, lock_ledger, prices
 from tallybook.usage import NAME
@@ -114,23 +114,26 @@ def sync_prices(connection: Connection, listed: Iterable[Price], now: datetime |
     kept = {row.id: row for row in connection.execute(sa.select(prices))}
     billed = set(connection.scalars(_closed_lines(bill_lines.c.price_id).distinct()))
     _refuse_other_currency({kept[i].currency for i in billed & kept.keys()}, wanted.values())
-    for price_id, row in kept.items():
-        if price_id not in wanted and row.withdrawn_at is None:
-            if price_id in billed:
-                raise PricesError(
-                    "price_changes_past",
-                    f"bills are closed at the price of {row.model} from {row.effective_from}; it can't be "
-                    "changed or removed: add a price with a later effective_from",
-                )
-            connection.execute(prices.update().where(prices.c.id == price_id).values(withdrawn_at=now))
-    for price_id, price in wanted.items():
-        if price_id in kept and kept[price_id].withdrawn_at is None:
-            continue
-        _refuse_past(connection, price)
-        if price_id in kept:
-            connection.execute(prices.update().where(prices.c.id == price_id).values(withdrawn_at=None))
-        else:
-            connection.execute(prices.insert().values(imported_at=now, **_row(price)))
+    in_force = {price_id for price_id, row in kept.items() if row.withdrawn_at is None}
+    withdrawn, imported = in_force - wanted.keys(), wanted.keys() - in_force
+    for price_id in sorted(withdrawn & billed):
+        row = kept[price_id]
+        raise PricesError(
+            "price_changes_past",
+            f"bills are closed at the price of {row.model} from {row.effective_from}; it can't be "
+            "changed or removed: add a price with a later effective_from",
+        )
+    for price_id in imported:
+        _refuse_past(connection, wanted[price_id])
+    for price_id in withdrawn:
+        connection.execute(prices.update().where(prices.c.id == price_id).values(withdrawn_at=now))
+    for price_id in imported & kept.keys():
+        connection.execute(prices.update().where(prices.c.id == price_id).values(withdrawn_at=None))
+    for price_id in imported - kept.keys():
+        connection.execute(prices.insert().values(imported_at=now, **_row(wanted[price_id])))
+    if withdrawn or imported:
+        act = {"imported": [_row(wanted[i]) for i in sorted(imported)], "withdrawn": sorted(withdrawn)}
+        chain.append(connection, "prices", act, now)
     return PriceList(wanted.values())
 
 

@@ -20,6 +20,7 @@ COMMANDS = {
     "close": "billing.cli:close",
     "report": "billing.cli:report",
     "mail": "billing.cli:mail",
+    "audit": "billing.cli:audit",
     "demo": "tallybook.demo:demo",
 }
 # Known without loading the packages, whose imports take seconds.
@@ -33,6 +34,7 @@ HELP = {
     "close": "Close a day's bills, if events, aggregates and lines agree.",
     "report": "Draw a day's charts and write its bill as CSV.",
     "mail": "Mail a day's bill, or write it to the outbox.",
+    "audit": "Prove closed bills, and walk a request to its bill.",
     "demo": "Run everything once, from training to the emailed bill.",
 }
 

@@ -1,15 +1,17 @@
-"""Child processes that run `tallybook` commands: started, watched until ready, and ended together."""
+"""Child processes that serve: started, watched until ready, and ended together."""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -38,12 +40,16 @@ class Processes:
         command: Sequence[str],
         environment: Mapping[str, str] | None = None,
         log: Path | None = None,
+        module: str = "tallybook.cli",
     ) -> None:
-        """Start `tallybook` with these arguments; its output goes to `log`, else where ours goes."""
+        """Start a Python module, `tallybook` itself if none is named, with these arguments.
+
+        Its output goes to `log`, else where ours goes.
+        """
         output = log.open("ab") if log else None
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tallybook.cli", *command],
+                [sys.executable, "-m", module, *command],
                 env={**os.environ, **(environment or {})},
                 stdout=output,
                 stderr=subprocess.STDOUT if output else None,
@@ -75,17 +81,23 @@ class Processes:
         """End the children, the last started first: each finishes what it has accepted."""
         while self._running:
             _, process, _ = self._running.pop()
-            if process.poll() is not None:
-                continue
-            process.send_signal(signal.SIGTERM)
-            try:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(grace_seconds)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # it, or what it left behind: each leads a group
+            process.wait()
 
     def _last_words(self) -> str:
         return "".join(_tail(log) for _, _, log in self._running)
+
+
+def free_port() -> int:
+    """A port of this machine that nothing listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def answers(url: str) -> bool:

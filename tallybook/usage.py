@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import time as clock
@@ -115,7 +113,11 @@ class UsageEvent:
         return event
 
 
+ENVELOPE_NAMES = frozenset(
+    {"specversion", "id", "source", "type", "subject", "time", "datacontenttype", "data"}
+)
 _ENVELOPE = {"id", "source", "time", "user"}
+DATA_NAMES = frozenset({f.name for f in fields(UsageEvent)} - _ENVELOPE | {"total_tokens"})
 _DATA_FIELDS = [f.name for f in fields(UsageEvent) if f.name not in _ENVELOPE]
 _OPTIONAL = {
     "cached_tokens", "usage_estimated", "time_to_first_token_seconds", "prompt_sha256", "prompt_prefix",
@@ -136,12 +138,6 @@ def new_event_id(now_seconds: float | None = None) -> str:
     value = value & ~(0x3 << 62) | 0x2 << 62
     digits = f"{value:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
-def fingerprint(record: Mapping[str, Any]) -> str:
-    """SHA-256 of an event's canonical JSON: equal for equal content, whatever the order of its keys."""
-    canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def _instant(text: object) -> datetime:

@@ -55,7 +55,7 @@ def test_an_event_is_stored_as_it_was_journaled(ledger: Engine, tmp_path: Path) 
         row = connection.execute(sa.select(usage_events)).one()
     assert (row.id, row.user_id, row.day, row.time) == (event.id, "user-a", DAY, NOON)
     assert (row.prompt_tokens, row.cached_tokens, row.completion_tokens) == (100, 7, 20)
-    assert (row.prompt_prefix, row.extra) == ("很好\n'; drop table", {"reasoning_tokens": 3})
+    assert (row.prompt_prefix, row.extra) == ("很好\n'; drop table", {"data": {"reasoning_tokens": 3}})
 
 
 def test_reading_again_stores_nothing_twice(ledger: Engine, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybook.usage import MAX_TOKENS, InvalidEventError, UsageEvent, fingerprint, new_event_id
+from tallybook.usage import MAX_TOKENS, InvalidEventError, UsageEvent, new_event_id
 
 EVENT = UsageEvent(
     id="0199-1",
@@ -123,12 +123,6 @@ def test_event_ids_are_uuids_of_version_7_in_the_order_of_time() -> None:
     assert early[14] == "7"
     assert early[19] in "89ab"
     assert len({new_event_id() for _ in range(10_000)}) == 10_000
-
-
-def test_the_fingerprint_knows_content_from_order() -> None:
-    record = EVENT.to_record()
-    assert fingerprint(record) == fingerprint(dict(reversed(record.items())))
-    assert fingerprint(record) != fingerprint(with_data(prompt_tokens=101))
 
 
 def test_reading_an_event_needs_the_standard_library_only() -> None:

@@ -1,0 +1,139 @@
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import date, timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from factories import AFTER, DAY, ZONE, a_price, an_event, write_segment
+from sqlalchemy.engine import Connection, Engine
+
+from billing import chain
+from billing.audit import trace, verify
+from billing.bills import close_day
+from billing.errors import BillingError
+from billing.events import content_sha256
+from billing.ingest import ingest
+from billing.ledger import (
+    audit_records,
+    bill_days,
+    bill_lines,
+    prices,
+    reading,
+    usage_events,
+    usage_hours,
+    writing,
+)
+from billing.merkle import leaf_hash, root_from_path
+from billing.prices import sync_prices
+
+EVENTS = [replace(an_event(user=f"user-{n % 3}"), id=f"000-{n:03d}") for n in range(20)]
+LATE = an_event()
+OPEN = an_event()
+
+
+def close(ledger: Engine, day: date) -> None:
+    with writing(ledger) as connection:
+        listed = sync_prices(connection, [a_price()])
+        close_day(connection, day, listed, ZONE, now=AFTER + (day - DAY))
+
+
+@pytest.fixture
+def closed(ledger: Engine, tmp_path: Path) -> Engine:
+    """Two closed days, the second of them with a correction, and an event that waits for the third."""
+    for day, events in [(DAY, EVENTS), (DAY + timedelta(days=1), [LATE]), (None, [OPEN])]:
+        write_segment(tmp_path / "journal", events)
+        ingest(ledger, tmp_path / "journal", ZONE)
+        if day:
+            close(ledger, day)
+    return ledger
+
+
+def test_an_untouched_ledger_is_verified(closed: Engine) -> None:
+    with reading(closed) as connection:
+        found = verify(connection)
+        assert (found.records, found.days, found.events) == (3, 2, 21)
+        assert found.head == chain.head(connection)
+
+
+def alter(table: sa.Table, **values: object) -> Callable[[Connection], None]:
+    """Alter the first row of a table."""
+
+    def do(connection: Connection) -> None:
+        keys = list(table.primary_key.columns)
+        first = connection.execute(sa.select(*keys).order_by(*keys).limit(1)).one()
+        is_first = [column == value for column, value in zip(keys, first, strict=True)]
+        statement = table.update().values(values) if values else table.delete()
+        connection.execute(statement.where(*is_first))
+
+    return do
+
+
+def forge_consistently(connection: Connection) -> None:
+    """Alter an event, and its digest to match."""
+    event = usage_events.c.id == "000-000"
+    connection.execute(usage_events.update().where(event).values(client_ip="10.0.0.1"))
+    row = connection.execute(sa.select(usage_events).where(event)).one()
+    digest = content_sha256(row._mapping)
+    connection.execute(usage_events.update().where(event).values(content_sha256=digest))
+
+
+ALTERED: list[tuple[Callable[[Connection], None], str]] = [
+    (alter(usage_events, prompt_tokens=1), "user user-"),
+    (alter(usage_events, client_ip="10.0.0.1"), "event 000-000"),
+    (alter(usage_events, time=AFTER), "event 000-000"),
+    (alter(usage_events), "user user-"),
+    (forge_consistently, "2026-11-21: events_root"),
+    (alter(usage_hours, prompt_tokens=1), "user user-"),
+    (alter(bill_lines, amount_minor=1), "user user-"),
+    (alter(bill_lines), "user user-"),
+    (alter(bill_days, state="draft"), "2026-11-21 was sealed"),
+    (alter(prices, input="0.01"), "price version"),
+    (alter(audit_records, body="{}"), "audit record 1"),
+    (alter(audit_records, kind="close"), "audit record 1"),
+    (alter(audit_records), "audit record 1 is missing"),
+]
+
+
+@pytest.mark.parametrize(("tampering", "named"), ALTERED)
+def test_an_altered_row_is_found_and_named(
+    closed: Engine, tampering: Callable[[Connection], None], named: str
+) -> None:
+    with writing(closed) as connection:
+        tampering(connection)
+    with reading(closed) as connection, pytest.raises(BillingError, match=named):
+        verify(connection)
+
+
+def test_a_request_is_walked_to_its_bill_with_a_proof_that_anyone_can_check(closed: Engine) -> None:
+    with reading(closed) as connection:
+        found = trace(connection, "000-007")
+        seals = {n: body for n, kind, body in chain.records(connection) if kind == "close"}
+    assert [line["direction"] for line in found.lines] == ["input", "output"]
+    assert {line["day"] for line in found.lines} == {DAY}
+    assert found.sealed_by is not None
+    assert found.index == 7
+    told = seals[found.sealed_by]
+    leaf = leaf_hash(f"000-007 {found.event['content_sha256']}".encode())
+    root = root_from_path(leaf, 7, told["events"], [bytes.fromhex(step) for step in found.path])
+    assert root is not None
+    assert root.hex() == told["events_root"]
+
+
+def test_a_late_request_is_found_on_the_bill_that_corrects_its_day(closed: Engine) -> None:
+    with reading(closed) as connection:
+        found = trace(connection, LATE.id)
+    assert {(line["day"], line["usage_day"]) for line in found.lines} == {(DAY + timedelta(days=1), DAY)}
+    assert found.sealed_by == 3
+
+
+def test_a_request_that_waits_for_its_bill_says_so(closed: Engine) -> None:
+    with reading(closed) as connection:
+        found = trace(connection, OPEN.id)
+    assert (found.event["bill_day"], found.lines, found.sealed_by) == (None, [], None)
+
+
+def test_an_unknown_request_is_refused(closed: Engine) -> None:
+    with reading(closed) as connection, pytest.raises(BillingError) as refused:
+        trace(connection, "none")
+    assert refused.value.code == "unknown_request"
