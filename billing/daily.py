@@ -5,16 +5,26 @@ Each is a transaction over one billing day: run twice, or again after a crash, t
 
 from __future__ import annotations
 
+import os
 from datetime import date
+from email.message import EmailMessage
+from pathlib import Path
 
 from sqlalchemy.engine import Connection, Engine
 
 from billing import audit, bills
 from billing.audit import Trace, Verified
+from billing.bill_csv import read_lines, write_bill
+from billing.charts import draw_charts
+from billing.closure import prove
+from billing.errors import DayError, MailError
 from billing.ingest import IngestResult
 from billing.ingest import ingest as ingest_journal
-from billing.ledger import open_ledger, reading, writing
+from billing.ledger import closed_days, open_ledger, reading, writing
+from billing.mail import compose
+from billing.outbox import deliver, enqueue, is_enqueued
 from billing.prices import PriceList, read_prices, sync_prices
+from billing.report import day_report
 from billing.settings import BillingSettings
 
 
@@ -35,6 +45,46 @@ def close(settings: BillingSettings, day: date, *, early: bool = False) -> bills
         return bills.close_day(connection, day, _prices(connection, settings), settings.zone, early=early)
 
 
+def report(settings: BillingSettings, day: date, user: str | None = None) -> Path:
+    """Draw the day's charts and write its bill as CSV, of one user or of all; the folder they are in."""
+    with reading(_ledger(settings)) as connection:
+        told = day_report(connection, day, settings.zone, user)
+        bill = write_bill(read_lines(connection, day, user))
+    folder = settings.reports_dir / day.isoformat()
+    if user is not None:
+        folder /= f"user={user}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, image in draw_charts(told, settings.mail_language).items():
+        _write(folder / f"{name}.png", image)
+    _write(folder / "bill.csv", bill)
+    return folder
+
+
+def mail(settings: BillingSettings, day: date, user: str | None = None) -> list[str]:
+    """Compose the mail of a closed day, once, and deliver every mail that waits; what became of each.
+
+    A day that is proven no more is not mailed; a mail that was delivered is not delivered again.
+    Raises: DayError: the day is not closed (code day_not_closed). ClosureError: see `billing.closure`.
+        MailError: somebody did not take this mail (code mail_not_delivered): call again later.
+    """
+    ledger = _ledger(settings)
+    mail_id = "-".join(["daily", day.isoformat(), settings.mail_language, *([user] if user else [])])
+    with reading(ledger) as connection:
+        if not closed_days(connection, [day]):
+            raise DayError("day_not_closed", f"{day} is not closed: close it, then mail it")
+        known = is_enqueued(connection, mail_id)
+        message = None if known else _compose(settings, connection, day, user, mail_id)
+    if message is not None:
+        with writing(ledger) as connection:
+            enqueue(connection, mail_id, day, message)
+    deliveries = deliver(ledger, settings)
+    for delivery in deliveries:
+        if delivery.mail_id == mail_id and delivery.error is not None:
+            raise MailError("mail_not_delivered", f"{mail_id} to {delivery.place}: {delivery.error}")
+    told = [f"{d.mail_id}: {d.state}, {d.place}{f' ({d.error})' if d.error else ''}" for d in deliveries]
+    return told or [f"{mail_id}: was mailed before"]
+
+
 def verify(settings: BillingSettings) -> Verified:
     """Recompute every closed bill and compare it with its seal; see `billing.audit.verify`."""
     with reading(_ledger(settings)) as connection:
@@ -47,9 +97,32 @@ def trace(settings: BillingSettings, request_id: str) -> Trace:
         return audit.trace(connection, request_id)
 
 
+def _compose(
+    settings: BillingSettings, connection: Connection, day: date, user: str | None, mail_id: str
+) -> EmailMessage:
+    told = day_report(connection, day, settings.zone, user)
+    return compose(
+        told,
+        mail_id=mail_id,
+        language=settings.mail_language,
+        sender=settings.mail_from,
+        recipients=settings.mail_to,
+        charts=draw_charts(told, settings.mail_language),
+        bill=write_bill(read_lines(connection, day, user)),
+        proof=prove(connection, day),
+    )
+
+
 def _ledger(settings: BillingSettings) -> Engine:
     return open_ledger(settings.ledger_url, settings.time_zone)
 
 
 def _prices(connection: Connection, settings: BillingSettings) -> PriceList:
     return sync_prices(connection, read_prices(settings.prices_file))
+
+
+def _write(file: Path, content: bytes) -> None:
+    """Write beside and rename: whoever looks sees the old file or the new one, whole."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    beside.write_bytes(content)
+    beside.replace(file)
