@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, request
 from werkzeug.exceptions import MethodNotAllowed
 
 from serving import errors, trace
+from serving.metrics import Metrics
 from serving.routes import analyze, operations
 from serving.services import Services, make_services
 from serving.settings import ServingSettings
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
 SERVICES = "tallybook"  # the key of a Flask application's services in its `extensions`
 _UNKNOWN_ROUTE = "unknown"
@@ -31,37 +37,50 @@ def build_app(services: Services) -> Flask:
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.merge_slashes = False  # a redirect would be a page of HTML
     app.extensions[SERVICES] = services
-    app.before_request(trace.begin)
     app.register_error_handler(Exception, _failed)
-    app.after_request(_framed_by(services))
     app.register_blueprint(analyze.blueprint(services))
     app.register_blueprint(operations.blueprint(services))
+    app.wsgi_app = _framed(app.wsgi_app, services.metrics)  # type: ignore[method-assign, assignment] # as Flask advises
     return app
 
 
-def _framed_by(services: Services):  # type: ignore[no-untyped-def] # Flask's type of this is not public
-    metrics = services.metrics
+def _framed(inner: WSGIApplication, metrics: Metrics) -> WSGIApplication:
+    """Give each request an id that its client is told, count it and log it.
 
-    def frame(response: Response) -> Response:
-        """Name the request to its client, count it and log it."""
-        current = trace.current()
-        seconds = time.monotonic() - current.started
-        response.headers["X-Request-ID"] = current.request_id
-        rule = request.url_rule
-        metrics.request(_UNKNOWN_ROUTE if rule is None else rule.rule, response.status_code, seconds)
-        current.log(response.status_code, seconds)
-        return response
+    Around Flask, not in its hooks: it costs less and holds when Flask itself fails.
+    """
 
-    return frame
+    def framed(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        current = trace.begin(environ)
+
+        def start(
+            status: str, headers: list[tuple[str, str]], exc_info: Any = None
+        ) -> Callable[[bytes], object]:
+            headers.append(("X-Request-ID", current.request_id))
+            current.status = int(status[:3])
+            return start_response(status, headers, exc_info)
+
+        try:
+            return inner(environ, start)
+        finally:
+            request = environ.get("werkzeug.request")
+            rule = None if request is None else request.url_rule
+            route = None if rule is None else rule.rule
+            seconds = time.monotonic() - current.started
+            metrics.request(route or _UNKNOWN_ROUTE, current.status, seconds)
+            current.log(environ, route, seconds)
+
+    return framed
 
 
 def _failed(error: Exception) -> Response:
-    current = trace.current()
+    current = trace.of(request.environ)
     status, code, message = errors.describe(error)
     if code == "internal_error":
         log.error("request %s failed", current.request_id, exc_info=error)
     current.code = code
-    response = Response(errors.render(code, message, current.request_id), status, mimetype="application/json")
+    body = errors.render(code, message, current.request_id)
+    response = Response(body, status, content_type="application/json")
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
         response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
     if isinstance(error, errors.OverloadedError):

@@ -28,7 +28,7 @@ class Metrics:
     """The metrics of one process; with several workers, /metrics of any of them adds all up."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # half of the text, of no use here
+        disable_created_metrics()  # type: ignore[no-untyped-call] # half of the text, of no use
         self._folder = os.environ.get(METRICS_FOLDER_VARIABLE)
         self._registry = CollectorRegistry()
         if self._folder is None:

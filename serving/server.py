@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import util
@@ -36,12 +36,15 @@ _CONNECTIONS = 1024  # open ones of a worker; idle ones count, so this is no lim
 _HEADERS_BYTES = 64 * 1024
 _HEADERS_MILLISECONDS = 15_000
 _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # seconds, seconds, probes
+_KILL_SPARE_SECONDS = 5  # a worker that has not ended so long after its last deadline is killed
 _PR_SET_PDEATHSIG = 1
 
 
-def serve(settings: ServingSettings) -> None:
+def serve(settings: ServingSettings, make_app: Callable[[ServingSettings], Flask] | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then answer the requests under way and return.
 
+    Args:
+        make_app: called in each worker; `serving.app.create_app` if there is none.
     Raises: OSError: the address can't be had.
     """
     _check_address(settings.host, settings.port)
@@ -61,23 +64,37 @@ def serve(settings: ServingSettings) -> None:
                 header_read_timeout=_HEADERS_MILLISECONDS, max_buffer_size=_HEADERS_BYTES
             ),
             respawn_failed_workers=True,
+            workers_kill_timeout=int(settings.deadline_seconds) + _KILL_SPARE_SECONDS,
             log_level=LogLevels.error,
             log_dictconfig={"loggers": {"_granian": {"propagate": True}}},
-        ).serve(target_loader=partial(_load, settings, started, os.getpid()), wrap_loader=False)
+        ).serve(
+            target_loader=partial(_load, settings, make_app or _make_app, started, os.getpid()),
+            wrap_loader=False,
+        )
 
 
-def _load(settings: ServingSettings, started: Synchronized[int], parent: int) -> Flask:
+def _make_app(settings: ServingSettings) -> Flask:
+    # Here and not on top: the parent forks, and what this imports should not be forked.
+    from serving.app import SERVICES, create_app
+
+    app = create_app(settings)
+    util.Finalize(None, app.extensions[SERVICES].close, exitpriority=1)  # atexit is not run in workers
+    return app
+
+
+def _load(
+    settings: ServingSettings,
+    make_app: Callable[[ServingSettings], Flask],
+    started: Synchronized[int],
+    parent: int,
+) -> Flask:
     """Make the application, in the worker process."""
     # Granian's handlers come after this; the parent's, inherited, would swallow a SIGTERM.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _die_with(parent)
     logs.configure()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one text at a time, in many threads
-    # Here and not on top: the parent forks, and what these import should not be forked.
-    from serving.app import SERVICES, create_app
-
-    app = create_app(settings)
-    util.Finalize(None, app.extensions[SERVICES].close, exitpriority=1)  # atexit is not run in workers
+    app = make_app(settings)
     threading.Thread(target=_announce, args=(settings, started), daemon=True).start()
     return app
 

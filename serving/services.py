@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,7 +45,7 @@ class Services:
     catalog: Catalog
     journal: Journal
     meter: Meter
-    places: threading.Semaphore
+    places: list[None]
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -55,12 +54,15 @@ class Services:
         Requests beyond them are refused at once, by threads that are kept free for that and for probes.
         Raises: OverloadedError.
         """
-        if not self.places.acquire(blocking=False):
-            raise OverloadedError(f"{self.settings.threads} requests are under way; no more are taken.")
+        try:
+            self.places.pop()  # atomic, as is append; a semaphore costs ten times as much
+        except IndexError:
+            message = f"{self.settings.threads} requests are under way; no more are taken."
+            raise OverloadedError(message) from None
         try:
             yield
         finally:
-            self.places.release()
+            self.places.append(None)
 
     def close(self) -> None:
         """Commit what waits, stop the threads, close the connections."""
@@ -86,5 +88,5 @@ def make_services(
         catalog=Catalog(model, settings.models_dir, settings.model, settings.version_poll_seconds),
         journal=journal,
         meter=Meter(settings, journal, metrics),
-        places=threading.Semaphore(settings.threads),
+        places=[None] * settings.threads,
     )

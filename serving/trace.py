@@ -1,10 +1,10 @@
-"""What is known of a request under way: its id and clock, and who and what its log line names."""
+"""What is known of a request under way: its id and clock, and what its log line names."""
 
 from __future__ import annotations
 
 import time
-
-from flask import request
+from collections.abc import Mapping
+from typing import Any
 
 from serving import logs
 from serving.identity import Caller
@@ -19,35 +19,36 @@ class Trace:
 
     __slots__ = (
         "caller", "code", "completion_tokens", "model_version", "prompt_tokens", "request_id", "started",
+        "status",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.request_id = new_event_id()
         self.started = time.monotonic()
+        self.status = 500  # until the answer begins
         self.caller: Caller | None = None
         self.model_version: str | None = None
         self.prompt_tokens: int | None = None
         self.completion_tokens: int | None = None
         self.code: str | None = None
 
-    def log(self, status: int, seconds: float) -> None:
-        """Write the request's log line."""
+    def log(self, environ: Mapping[str, Any], route: str | None, seconds: float) -> None:
+        """Write the request's log line; `route` is None if its path is none of ours."""
         caller = self.caller
-        rule = request.url_rule
         logs.write(
             {
                 "time": logs.now(),
-                "level": "info" if status < 500 else "error",
+                "level": "info" if self.status < 500 else "error",
                 "message": "request",
                 "request_id": self.request_id,
-                "method": _shortened(request.method),
-                "path": _shortened(request.path) if rule is None else rule.rule,
-                "status": status,
+                "method": _shortened(environ["REQUEST_METHOD"]),
+                "path": _shortened(environ["PATH_INFO"]) if route is None else route,
+                "status": self.status,
                 "code": self.code,
                 "user": caller and caller.user,
                 "project": caller and caller.project,
                 "client_ip": caller and caller.client_ip,
-                "peer": request.remote_addr,
+                "peer": environ.get("REMOTE_ADDR"),
                 "model_version": self.model_version,
                 "prompt_tokens": self.prompt_tokens,
                 "completion_tokens": self.completion_tokens,
@@ -56,14 +57,15 @@ class Trace:
         )
 
 
-def begin() -> None:
-    """Start the trace of the request that Flask has just begun."""
-    request.environ[_KEY] = Trace()
+def begin(environ: dict[str, Any]) -> Trace:
+    """The trace of the request with this WSGI environment, from now on."""
+    trace = environ[_KEY] = Trace()
+    return trace
 
 
-def current() -> Trace:
-    """The trace of the request under way."""
-    trace: Trace = request.environ[_KEY]
+def of(environ: Mapping[str, Any]) -> Trace:
+    """The trace that was begun with this environment."""
+    trace: Trace = environ[_KEY]
     return trace
 
 

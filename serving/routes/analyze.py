@@ -37,13 +37,13 @@ def blueprint(services: Services) -> Blueprint:
     @routes.post("/analyze")
     def analyze() -> Response:
         with services.place():
-            return Response(_analyze(services, request.environ), mimetype="application/json")
+            return Response(_analyze(services, request.environ), content_type="application/json")
 
     return routes
 
 
 def _analyze(services: Services, environ: Mapping[str, Any]) -> bytes:
-    current = trace.current()
+    current = trace.of(environ)
     deadline = current.started + services.settings.deadline_seconds
     caller = services.gatekeeper.identify(environ)
     current.caller = caller
@@ -102,10 +102,12 @@ def _predict(services: Services, version: ModelVersion, ids: list[int], deadline
     started = time.monotonic()
     if started >= deadline:
         raise ModelTimeoutError("The request's time was up before the model could be asked.")
-    metrics = services.metrics
-    with metrics.model_in_flight.track_inprogress():
+    services.metrics.model_in_flight.inc()
+    try:
         probabilities = services.model.predict(version.model, version.version, ids, deadline - started)
-    metrics.model_seconds.observe(time.monotonic() - started)
+    finally:
+        services.metrics.model_in_flight.dec()
+    services.metrics.model_seconds.observe(time.monotonic() - started)
     return version.answer(probabilities.tolist())
 
 

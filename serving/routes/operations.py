@@ -44,4 +44,4 @@ def blueprint(services: Services) -> Blueprint:
 
 
 def _json(document: dict[str, object]) -> Response:
-    return Response(orjson.dumps(document), mimetype="application/json")
+    return Response(orjson.dumps(document), content_type="application/json")
