@@ -1,0 +1,85 @@
+"""Ingest and close are killed at any moment; afterwards nothing is lost and nothing is doubled."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from factories import DAY, NOON, an_event, write_segment
+
+from billing.audit import verify
+from billing.ledger import bill_lines, open_ledger, reading, usage_events, usage_hours
+
+KILLS = int(os.environ.get("TALLYBOOK_DRILL_KILLS", "3"))
+EVENTS_A_ROUND = 4000
+LAST_NOON = NOON - timedelta(days=9)  # long over, and so is the day after it
+# Imports done, then the work, again and again: a kill lands in the work, not in Python's start.
+WORK = """
+import sys
+from datetime import date
+from billing import daily
+from billing.settings import BillingSettings
+settings = BillingSettings()
+print("ready", flush=True)
+daily.ingest(settings)
+for day in sys.argv[1:]:
+    daily.close(settings, date.fromisoformat(day))
+print("done", flush=True)
+"""
+
+
+@pytest.mark.parametrize("on_postgresql", [False, True], ids=["sqlite", "postgresql"])
+def test_killing_ingest_and_close_loses_and_doubles_nothing(
+    on_postgresql: bool, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    if on_postgresql:
+        url = request.getfixturevalue("postgres_url")
+    chance = random.Random(7)  # noqa: S311  # when to kill is no secret
+    environment = {
+        **os.environ,
+        "TALLYBOOK_LEDGER_URL": url,
+        "TALLYBOOK_JOURNAL_DIR": str(tmp_path / "journal"),
+        "TALLYBOOK_PRICES_FILE": str(Path("prices.toml").absolute()),
+    }
+    days = [(DAY - timedelta(days=9 + n)).isoformat() for n in (2, 1, 0)]
+    command = [sys.executable, "-c", WORK, *days]
+    events = []
+    killed = 0
+    while killed < KILLS:
+        fresh = [
+            an_event(
+                time=LAST_NOON - timedelta(days=chance.randrange(3)), user=f"user-{chance.randrange(50)}"
+            )
+            for _ in range(EVENTS_A_ROUND)
+        ]
+        events += fresh
+        write_segment(tmp_path / "journal", fresh, name=f"{killed}.jsonl")
+        worker = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+        assert worker.stdout is not None
+        assert worker.stdout.readline() == b"ready\n"
+        time.sleep(chance.uniform(0.05, 1.2))
+        if worker.poll() is None:
+            worker.send_signal(signal.SIGKILL)
+            killed += 1
+        worker.wait()
+        worker.stdout.close()
+
+    days.append((DAY - timedelta(days=8)).isoformat())  # its bill has what came after the others were closed
+    subprocess.run([sys.executable, "-c", WORK, *days], env=environment, check=True)
+    ledger = open_ledger(url, "Asia/Shanghai")
+    with reading(ledger) as connection:
+        verify(connection)
+        assert set(connection.scalars(sa.select(usage_events.c.id))) == {e.id for e in events}
+        assert connection.scalar(sa.select(sa.func.sum(usage_hours.c.requests))) == len(events)
+        lines = connection.scalar(sa.select(sa.func.sum(bill_lines.c.quantity_tokens)))
+        assert lines == sum(e.total_tokens for e in events)
+    ledger.dispose()
