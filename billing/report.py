@@ -32,7 +32,7 @@ class Hour:
 
 @dataclass(frozen=True, slots=True)
 class TrendDay:
-    """Tokens of a day, and its bill in the report's currency; None when it has none in it."""
+    """Tokens of a day, and its bill; None when it has no bill in the report's currency."""
 
     day: date
     total_tokens: int
@@ -64,15 +64,18 @@ class DayReport:
     """A billing day as finance reads it; of one user when `user` is given.
 
     Tokens are those of the hourly aggregates, amounts those of the bill of that day. The parts by
-    `users`, `projects`, `departments` and `models` each sum to `total`. `set_aside_events` counts journal
-    lines that are no valid events: they are on no bill, and nobody's, so a user's report says None.
+    `users`, `projects`, `departments` and `models` each sum to `total`. `currency` is the bill's, or of
+    the last bill before it. `set_aside_events` counts journal lines that are no valid events: they are on
+    no bill, and nobody's, so a user's report says None.
     """
 
     day: date
+    time_zone: str
     user: str | None
     state: State
     early: bool
     closed_at: datetime | None
+    currency: str | None
     total: Totals
     before: Totals | None
     driver: Driver | None
@@ -127,7 +130,9 @@ def day_report(connection: Connection, day: date, zone: tzinfo, user: str | None
     Raises: LedgerError: amounts of the day are in several currencies (code currencies_mixed).
     """
     bill = connection.execute(sa.select(bill_days).where(bill_days.c.day == day)).one_or_none()
-    total = day_total(connection, day, user) or Totals()
+    currency = _currency(connection, day)
+    nothing = Totals(amount_minor=0 if currency else None, currency=currency)
+    total = day_total(connection, day, user) or nothing
     before = day_total(connection, day - ONE_DAY, user)
     parts: dict[Dimension, tuple[Part, ...]] = {
         dimension: day_parts(connection, day, dimension, user)
@@ -135,15 +140,17 @@ def day_report(connection: Connection, day: date, zone: tzinfo, user: str | None
     }
     return DayReport(
         day=day,
+        time_zone=str(zone),
         user=user,
         state=bill.state if bill else "unbilled",
         early=bool(bill and bill.early),
         closed_at=bill.closed_at if bill else None,
+        currency=currency,
         total=total,
         before=before,
         driver=_driver(connection, day, user, before, total, parts) if before else None,
         hours=_hours(connection, day, zone, user),
-        trend=_trend(connection, day, user, total.currency),
+        trend=_trend(connection, day, user, currency),
         users=parts["user"],
         projects=parts["project"],
         departments=parts["department"],
@@ -152,6 +159,13 @@ def day_report(connection: Connection, day: date, zone: tzinfo, user: str | None
         open_days=_open_days(connection, day, user),
         set_aside_events=_set_aside(connection) if user is None else None,
     )
+
+
+def _currency(connection: Connection, day: date) -> str | None:
+    rated = sa.select(bill_lines.c.currency).where(
+        bill_lines.c.day <= day, bill_lines.c.currency.is_not(None)
+    )
+    return connection.scalar(rated.order_by(bill_lines.c.day.desc()).limit(1))
 
 
 def _driver(

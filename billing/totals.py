@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
 from decimal import Decimal
@@ -82,6 +83,22 @@ def day_parts(
     """The day by one dimension, most tokens first; the parts sum to `day_total`."""
     parts = _parts(connection, day, _COLUMNS[dimension], user)
     return tuple(sorted(parts, key=lambda p: (-p.totals.total_tokens, -(p.totals.amount_minor or 0), p.key)))
+
+
+def sum_parts(parts: Iterable[Part]) -> Totals:
+    """Parts of one day put together again, such as "others"."""
+    each = [part.totals for part in parts]
+    amounts = [totals.amount_minor for totals in each if totals.amount_minor is not None]
+    return Totals(
+        requests=sum(totals.requests for totals in each),
+        prompt_tokens=sum(totals.prompt_tokens for totals in each),
+        cached_tokens=sum(totals.cached_tokens for totals in each),
+        completion_tokens=sum(totals.completion_tokens for totals in each),
+        amount_minor=sum(amounts) if amounts else None,
+        corrections_minor=sum(totals.corrections_minor for totals in each),
+        currency=next((totals.currency for totals in each if totals.currency), None),
+        unrated_tokens=sum(totals.unrated_tokens for totals in each),
+    )
 
 
 def whole(total: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
