@@ -1,0 +1,54 @@
+"""A bill as CSV: a row for each line, exact, and harmless when a spreadsheet opens it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from datetime import date
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from billing.ledger import SUBJECT, bill_lines
+from billing.money import decimals, to_decimal
+from billing.totals import of_user
+
+_KEY = ("day", "usage_day", *SUBJECT, "direction", "price_id")
+COLUMNS = (*_KEY, "quantity_tokens", "unit_price", "per_tokens", "currency", "amount")
+_NUMBERS = {"quantity_tokens", "unit_price", "per_tokens", "amount"}
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+def read_lines(connection: Connection, day: date, user: str | None = None) -> list[Mapping[str, Any]]:
+    """The lines of a day's bills, as rows of `bill_lines`; of one user when `user` is given."""
+    query = of_user(sa.select(bill_lines).where(bill_lines.c.day == day), bill_lines, user)
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def write_bill(lines: Iterable[Mapping[str, Any]]) -> bytes:
+    """Write lines (rows of `bill_lines`) as CSV in UTF-8 with a byte order mark, which Excel needs.
+
+    Columns are named as in the ledger, but for `amount`: `amount_minor` as a decimal of the currency,
+    exact, and empty where a line is unrated. Rows are in the order of the lines' key, so the same lines
+    make the same bytes. Text that a spreadsheet would take for a formula gets a leading apostrophe.
+    """
+    out = io.StringIO(newline="")
+    writer = csv.writer(out)
+    writer.writerow(COLUMNS)
+    for line in sorted(lines, key=lambda line: [str(line[name]) for name in _KEY]):
+        cells = {**line, "amount": _amount(line["amount_minor"], line["currency"])}
+        writer.writerow([_cell(name, cells[name]) for name in COLUMNS])
+    return out.getvalue().encode("utf-8-sig")
+
+
+def _amount(minor: int | None, currency: str | None) -> str | None:
+    if minor is None or currency is None:
+        return None
+    return f"{to_decimal(minor, currency):.{decimals(currency)}f}"
+
+
+def _cell(name: str, value: Any) -> str:
+    text = "" if value is None else str(value)
+    return f"'{text}" if name not in _NUMBERS and text.startswith(_FORMULA_STARTS) else text
