@@ -1,0 +1,165 @@
+"""The outbox: mails are kept before they are sent, and sent until somebody took them.
+
+A mail goes from `pending` to `sent`, or to `refused` when the server has said no to someone for days.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta, timezone
+from email import message_from_bytes
+from email.message import EmailMessage
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from billing.errors import MailError
+from billing.ledger import insert, mails, reading, writing
+from billing.mail import POLICY
+from billing.settings import BillingSettings
+from billing.smtp import SmtpServer
+
+# As long as mail servers try (RFC 5321, 4.5.4.1); what can't be handed over at all is tried for ever.
+GIVE_UP_AFTER = timedelta(days=5)
+State = Literal["pending", "sent", "refused"]
+_LOCK_KEY = 7_411_402_557  # not the ledger's: who holds it is the only one to deliver
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What became of one mail in one run. `error` is for people, and None when everybody took it."""
+
+    mail_id: str
+    day: date
+    state: State
+    place: str
+    error: str | None = None
+
+
+def enqueue(connection: Connection, mail_id: str, day: date, message: EmailMessage) -> bool:
+    """Put a mail into the outbox, in the caller's transaction; false, and nothing done, when it was there."""
+    row = {
+        "id": mail_id,
+        "day": day,
+        "state": "pending",
+        "message": message.as_bytes(policy=POLICY),
+        "created_at": datetime.now(timezone.utc),
+        "delivered_to": [],
+    }
+    statement = insert(connection, mails).values(**row).on_conflict_do_nothing(index_elements=["id"])
+    return connection.scalar(statement.returning(mails.c.id)) is not None
+
+
+def is_enqueued(connection: Connection, mail_id: str) -> bool:
+    """Whether the outbox holds this mail, sent or not."""
+    return connection.scalar(sa.select(mails.c.id).where(mails.c.id == mail_id)) is not None
+
+
+def deliver(engine: Engine, settings: BillingSettings, now: datetime | None = None) -> list[Delivery]:
+    """Hand over every pending mail, oldest first: by SMTP, or as files without an `smtp_url`.
+
+    A mail is `sent` once everybody took it. Whoever took it is remembered and does not get it again;
+    whoever did not is tried again by the next run. No transaction is open while a server is talked to,
+    and of several callers one delivers at a time, the others wait. A crash between the hand-over and its
+    record leaves the mail pending: the next run hands over the same bytes, with the same Message-ID.
+    Raises: MailError: `smtp_url` is malformed. What goes wrong with one mail is told in its Delivery.
+    """
+    server = SmtpServer.of(settings.smtp_url.get_secret_value()) if settings.smtp_url else None
+    with _alone(engine):
+        with reading(engine) as connection:
+            pending = connection.execute(
+                sa.select(mails).where(mails.c.state == "pending").order_by(mails.c.created_at, mails.c.id)
+            ).all()
+        return [_deliver(engine, mail, server, settings.outbox_dir, now) for mail in pending]
+
+
+def _deliver(
+    engine: Engine, mail: sa.Row[Any], server: SmtpServer | None, folder: Path, now: datetime | None
+) -> Delivery:
+    now = now or datetime.now(timezone.utc)
+    took: list[str] = mail.delivered_to
+    error = None
+    state: State = "pending"
+    place = str(server) if server else str(folder / _file_name(mail.id))
+    try:
+        if server is None:
+            _write(folder / _file_name(mail.id), mail.message)
+            state = "sent"
+        else:
+            recipients = [address for address in _recipients(mail.message) if address not in took]
+            refused = server.send(mail.message, recipients)
+            took = [*took, *(address for address in recipients if address not in refused)]
+            if refused:
+                error = "; ".join(f"{address} was refused: {reason}" for address, reason in refused.items())
+                state = "refused" if now - mail.created_at > GIVE_UP_AFTER else "pending"
+            else:
+                state = "sent"
+    except (MailError, OSError) as failure:
+        error = str(failure)
+    with writing(engine) as connection:
+        connection.execute(
+            mails.update()
+            .where(mails.c.id == mail.id)
+            .values(
+                state=state,
+                delivered_to=took,
+                sent_at=now if state == "sent" else None,
+                last_error=error,
+            )
+        )
+    return Delivery(mail.id, mail.day, state, place, error)
+
+
+def _recipients(message: bytes) -> list[str]:
+    to = message_from_bytes(message, policy=POLICY)["To"]
+    return list(dict.fromkeys(address.addr_spec for address in to.addresses))
+
+
+def _file_name(mail_id: str) -> str:
+    """Another name for each mail, of characters that every file system takes."""
+    safe = quote(mail_id, safe="@ ")
+    if len(safe) > 200:
+        safe = f"{safe[:160]}-{sha256(mail_id.encode()).hexdigest()[:32]}"
+    return f"{safe}.eml"
+
+
+def _write(file: Path, message: bytes) -> None:
+    """Write the whole file or none, and keep it through a power cut."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with beside.open("wb") as out:
+            out.write(message)
+            out.flush()
+            os.fsync(out.fileno())
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+    folder = os.open(file.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _alone(engine: Engine) -> Iterator[None]:
+    """Wait until nobody else delivers from this ledger. A crash lets go at once, unlike a lease."""
+    if engine.dialect.name == "postgresql":
+        with engine.begin() as connection:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
+            yield
+    elif engine.url.database:
+        with Path(f"{engine.url.database}-outbox.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+    else:
+        yield  # in memory: there is nobody else
