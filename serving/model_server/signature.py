@@ -15,7 +15,7 @@ from serving.protos import Message, dtype_name, numpy_dtype
 Arrays = Mapping[str, NDArray[Any]]
 
 _MASK = "attention_mask"
-_SHORTEST_BUCKET = 16
+_SHORTEST_BUCKET = 32
 
 
 @dataclass(frozen=True, slots=True)

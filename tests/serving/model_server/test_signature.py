@@ -97,7 +97,7 @@ def test_a_fixed_axis_must_have_its_size() -> None:
 
 @pytest.mark.parametrize(
     ("one", "other", "together"),
-    [(1, 16, True), (16, 17, False), (17, 32, True), (65, 128, True), (128, 129, False), (0, 1, False)],
+    [(1, 32, True), (32, 33, False), (33, 64, True), (65, 128, True), (128, 129, False), (0, 1, False)],
 )
 def test_lengths_share_a_batch_up_to_a_power_of_two(one: int, other: int, together: bool) -> None:
     keys = [
