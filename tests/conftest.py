@@ -10,21 +10,15 @@ from savedmodels import export_tiny_model
 
 
 @pytest.fixture(scope="session")
-def _exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def model_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with versions 1 and 2 of the tiny model, to copy from; not to be written to."""
     folder = tmp_path_factory.mktemp("exported")
     export_tiny_model(folder, version=1)
-    export_tiny_model(folder, version=2)
-    return folder / "review-sentiment"
+    return export_tiny_model(folder, version=2).parent
 
 
 @pytest.fixture
-def model_versions(_exported: Path) -> Path:
-    """A folder with versions 1 and 2 of the tiny model, to copy or move from; not to be written to."""
-    return _exported
-
-
-@pytest.fixture
-def models_dir(_exported: Path, tmp_path: Path) -> Path:
+def models_dir(model_versions: Path, tmp_path: Path) -> Path:
     """A fresh models_dir that holds version 1 of the tiny model `review-sentiment`."""
-    shutil.copytree(_exported / "1", tmp_path / "models" / "review-sentiment" / "1")
+    shutil.copytree(model_versions / "1", tmp_path / "models" / "review-sentiment" / "1")
     return tmp_path / "models"

@@ -9,12 +9,25 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import grpc
+import numpy as np
+
 from serving.model_server.manager import Model
 from serving.model_server.server import ModelServer, create_server
 from serving.model_server.settings import ModelServerSettings
 from serving.model_server.signature import Arrays, Signature
-from serving.protos import Message
+from serving.protos import (
+    Message,
+    array_of,
+    get_model_metadata_pb2,
+    get_model_status_pb2,
+    model_service_pb2_grpc,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+    tensor_of,
+)
 
+_NAME = "review-sentiment"
 TIMEOUT_SECONDS = 30.0  # of everything that should happen at once, on a machine that is busy
 
 
@@ -103,8 +116,6 @@ class Calls:
 
 def predict_request(model: str, version: int | None, inputs: Arrays, **spec: Any) -> Message:
     """A PredictRequest for these arrays."""
-    from serving.protos import predict_pb2, tensor_of
-
     request = predict_pb2.PredictRequest()
     request.model_spec.name = model
     if version is not None:
@@ -124,3 +135,56 @@ def wait_until(condition: Callable[[], Any]) -> Any:
         tick.wait(0.01)
         waited += 0.01
     return value
+
+
+class Stubs:
+    """The services of one server."""
+
+    def __init__(self, address: str) -> None:
+        self.channel = grpc.insecure_channel(address)
+        prediction = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
+        self._predict = prediction.Predict
+        self._metadata = prediction.GetModelMetadata
+        self._status = model_service_pb2_grpc.ModelServiceStub(self.channel).GetModelStatus
+        self.classify = prediction.Classify
+
+    def __enter__(self) -> Stubs:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.channel.close()
+
+    def predict(self, inputs: Any, version: int | None = None, name: str = _NAME, **spec: Any) -> Any:
+        return self.send(predict_request(name, version, inputs, **spec))
+
+    def send(self, request: Any, timeout: float = TIMEOUT_SECONDS) -> Any:
+        return self._predict(request, timeout=timeout)
+
+    def later(self, request: Any, timeout: float) -> Any:
+        """A call under way, to wait for or to cancel."""
+        return self._predict.future(request, timeout=timeout)
+
+    def metadata(self, *fields: str) -> Any:
+        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=fields)
+        request.model_spec.name = _NAME
+        return self._metadata(request, timeout=TIMEOUT_SECONDS)
+
+    def status(self, name: str = _NAME, version: int | None = None) -> dict[int, tuple[str, int, str]]:
+        request = get_model_status_pb2.GetModelStatusRequest()
+        request.model_spec.name = name
+        if version is not None:
+            request.model_spec.version.value = version
+        name_of = get_model_status_pb2.ModelVersionStatus.State.Name
+        return {
+            one.version: (name_of(one.state), one.status.error_code, one.status.error_message)
+            for one in self._status(request, timeout=TIMEOUT_SECONDS).model_version_status
+        }
+
+
+def text(*ids: int) -> dict[str, Any]:
+    row = np.array([ids], np.int32)
+    return {"input_ids": row, "attention_mask": np.ones_like(row)}
+
+
+def probabilities(answer: Any) -> Any:
+    return array_of(answer.outputs["probabilities"])

@@ -1,90 +1,44 @@
-"""The server as its clients meet it: over gRPC, with real SavedModels."""
+"""What the server answers and refuses over gRPC, with real SavedModels."""
 
 from __future__ import annotations
 
 import shutil
-import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from modelservers import TIMEOUT_SECONDS, Calls, Gate, predict_request, running_server, wait_until
+from modelservers import (
+    TIMEOUT_SECONDS,
+    Gate,
+    Stubs,
+    predict_request,
+    probabilities,
+    running_server,
+    text,
+    wait_until,
+)
 from savedmodels import VOCABULARY, tiny_probabilities
 
-from serving.model_server.server import ModelServer, create_server
-from serving.model_server.settings import ModelServerSettings
-from serving.protos import (
-    array_of,
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    model_service_pb2_grpc,
-    prediction_service_pb2_grpc,
-)
+from serving.model_server.server import ModelServer
+from serving.protos import get_model_metadata_pb2
 
 NAME = "review-sentiment"
 CODE = grpc.StatusCode
 
 
-class Stubs:
-    """The services of one server."""
-
-    def __init__(self, address: str) -> None:
-        self.channel = grpc.insecure_channel(address)
-        prediction = prediction_service_pb2_grpc.PredictionServiceStub(self.channel)
-        self._predict = prediction.Predict
-        self._metadata = prediction.GetModelMetadata
-        self._status = model_service_pb2_grpc.ModelServiceStub(self.channel).GetModelStatus
-        self.classify = prediction.Classify
-
-    def predict(self, inputs: Any, version: int | None = None, name: str = NAME, **spec: Any) -> Any:
-        return self.send(predict_request(name, version, inputs, **spec))
-
-    def send(self, request: Any, timeout: float = TIMEOUT_SECONDS) -> Any:
-        return self._predict(request, timeout=timeout)
-
-    def later(self, request: Any, timeout: float) -> Any:
-        """A call under way, to wait for or to cancel."""
-        return self._predict.future(request, timeout=timeout)
-
-    def metadata(self, *fields: str) -> Any:
-        request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=fields)
-        request.model_spec.name = NAME
-        return self._metadata(request, timeout=TIMEOUT_SECONDS)
-
-    def status(self, name: str = NAME, version: int | None = None) -> dict[int, tuple[str, int, str]]:
-        request = get_model_status_pb2.GetModelStatusRequest()
-        request.model_spec.name = name
-        if version is not None:
-            request.model_spec.version.value = version
-        name_of = get_model_status_pb2.ModelVersionStatus.State.Name
-        return {
-            one.version: (name_of(one.state), one.status.error_code, one.status.error_message)
-            for one in self._status(request, timeout=TIMEOUT_SECONDS).model_version_status
-        }
-
-
-def text(*ids: int) -> dict[str, Any]:
-    row = np.array([ids], np.int32)
-    return {"input_ids": row, "attention_mask": np.ones_like(row)}
-
-
-def probabilities(answer: Any) -> Any:
-    return array_of(answer.outputs["probabilities"])
-
-
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, _exported: Path) -> Iterator[Stubs]:
+def served(tmp_path_factory: pytest.TempPathFactory, model_versions: Path) -> Iterator[Stubs]:
     """A server that keeps versions 1 and 2."""
     models_dir = tmp_path_factory.mktemp("models")
-    shutil.copytree(_exported, models_dir / NAME)
-    with running_server(models_dir, model_server_versions_kept=2) as server:
-        stubs = Stubs(server.address)
+    shutil.copytree(model_versions, models_dir / NAME)
+    with (
+        running_server(models_dir, model_server_versions_kept=2) as server,
+        Stubs(server.address) as stubs,
+    ):
         yield stubs
-        stubs.channel.close()
 
 
 @pytest.fixture
@@ -96,10 +50,9 @@ def gate() -> Gate:
 def gated(models_dir: Path, gate: Gate) -> Iterator[tuple[Stubs, ModelServer]]:
     """A server whose predictions wait for the gate; it takes four at a time."""
     with running_server(models_dir, gate.load, model_server_max_pending=4) as server:
-        stubs = Stubs(server.address)
-        yield stubs, server
+        with Stubs(server.address) as stubs:
+            yield stubs, server
         gate.open()
-        stubs.channel.close()
 
 
 @pytest.mark.parametrize(("version", "answering"), [(1, 1), (2, 2), (None, 2)])
@@ -298,118 +251,6 @@ def test_a_request_nobody_waits_for_is_not_computed_and_gives_its_place_back(
     assert probabilities(running.result())[0] == pytest.approx(tiny_probabilities([2, 3]), abs=1e-6)
     assert probabilities(last.result())[0] == pytest.approx(tiny_probabilities([2, 5]), abs=1e-6)
     assert gate.runs == [1, 1]
-
-
-def test_a_new_version_takes_over_without_one_failed_request(models_dir: Path, model_versions: Path) -> None:
-    ids = [2, 9, 17, 3]
-    stop = threading.Event()
-
-    def ask(address: str) -> list[int]:
-        stubs, seen = Stubs(address), []
-        while not stop.is_set():
-            answer = stubs.predict(text(*ids))
-            version = answer.model_spec.version.value
-            assert probabilities(answer)[0] == pytest.approx(tiny_probabilities(ids, version), abs=1e-6)
-            seen.append(version)
-        stubs.channel.close()
-        return seen
-
-    with running_server(models_dir) as server, ThreadPoolExecutor(8) as pool:
-        asking = [pool.submit(ask, server.address) for _ in range(8)]
-        stubs = Stubs(server.address)
-        try:
-            shutil.copytree(model_versions / "2", models_dir / NAME / ".2")
-            (models_dir / NAME / ".2").rename(models_dir / NAME / "2")
-            wait_until(lambda: stubs.status().get(1, ("",))[0] == "END")
-        finally:
-            stop.set()
-        for seen in (call.result(TIMEOUT_SECONDS) for call in asking):
-            assert seen == sorted(seen)
-            assert {1, 2} >= set(seen)
-        assert stubs.predict(text(*ids)).model_spec.version.value == 2
-        with pytest.raises(grpc.RpcError) as caught:
-            stubs.predict(text(*ids), version=1)
-        assert caught.value.code() is CODE.NOT_FOUND
-        stubs.channel.close()
-
-
-def test_a_replaced_version_first_answers_what_it_took(
-    gated: tuple[Stubs, ModelServer], gate: Gate, models_dir: Path, model_versions: Path
-) -> None:
-    stubs, _ = gated
-    taken = stubs.later(predict_request(NAME, 1, text(2, 9)), TIMEOUT_SECONDS)
-    gate.wait_for_run()
-    shutil.copytree(model_versions / "2", models_dir / NAME / ".2")
-    (models_dir / NAME / ".2").rename(models_dir / NAME / "2")
-    wait_until(lambda: stubs.status().get(1, ("",))[0] == "UNLOADING")
-    assert stubs.status()[2][0] == "AVAILABLE"
-    gate.open()
-    assert probabilities(taken.result())[0] == pytest.approx(tiny_probabilities([2, 9], 1), abs=1e-6)
-    wait_until(lambda: stubs.status()[1][0] == "END")
-
-
-def test_a_version_that_does_not_load_says_why_over_grpc(models_dir: Path, model_versions: Path) -> None:
-    shutil.copytree(model_versions / "2", models_dir / NAME / "2")
-    (models_dir / NAME / "2" / "saved_model.pb").write_bytes(b"noise")
-    with running_server(models_dir) as server:
-        stubs = Stubs(server.address)
-        state, code, message = stubs.status()[2]
-        assert (state, code != 0) == ("END", True)
-        assert "saved_model.pb" in message
-        assert stubs.predict(text(2, 3)).model_spec.version.value == 1
-        stubs.channel.close()
-
-
-def test_a_server_without_models_waits_for_the_first(tmp_path: Path, model_versions: Path) -> None:
-    with running_server(tmp_path / "models") as server:
-        stubs = Stubs(server.address)
-        with pytest.raises(grpc.RpcError) as caught:
-            stubs.predict(text(2, 3))
-        assert caught.value.code() is CODE.NOT_FOUND
-        shutil.copytree(model_versions, tmp_path / "models" / NAME)
-        wait_until(lambda: available(stubs))
-        assert stubs.predict(text(2, 3)).model_spec.version.value == 2
-        stubs.channel.close()
-
-
-def available(stubs: Stubs) -> bool:
-    try:
-        return "AVAILABLE" in {state for state, _, _ in stubs.status().values()}
-    except grpc.RpcError:
-        return False
-
-
-def test_a_second_server_on_the_same_port_is_told(models_dir: Path) -> None:
-    with running_server(models_dir) as server:
-        taken = ModelServerSettings(models_dir=models_dir, model_server_port=server.port)
-        with pytest.raises(OSError, match=f"can't listen on 127.0.0.1:{server.port}"):
-            create_server(taken)
-
-
-def test_stopping_answers_what_runs_and_refuses_what_comes(models_dir: Path, gate: Gate) -> None:
-    stopping = Calls()
-    with running_server(models_dir, gate.load) as server:
-        stubs = Stubs(server.address)
-        running = stubs.later(predict_request(NAME, None, text(2, 9)), TIMEOUT_SECONDS)
-        gate.wait_for_run()
-        stopping.start(server.stop)
-        wait_until(lambda: unreachable(server.address))
-        gate.open()
-        assert probabilities(running.result())[0] == pytest.approx(tiny_probabilities([2, 9]), abs=1e-6)
-        stopping.wait()
-        stubs.channel.close()
-    assert not stopping.errors
-
-
-def unreachable(address: str) -> bool:
-    stubs = Stubs(address)
-    try:
-        stubs.status()
-    except grpc.RpcError as error:
-        return error.code() is CODE.UNAVAILABLE
-    finally:
-        stubs.channel.close()
-    return False
 
 
 def refused(stubs: Stubs) -> bool:
