@@ -9,6 +9,9 @@ from pathlib import Path
 
 import click
 
+from tallybook.configuration import refuse_unknown_settings
+from tallybook.settings import CONFIG_VARIABLE
+
 # In the order in which data flows.
 COMMANDS = {
     "train": "training.cli:train",
@@ -21,6 +24,7 @@ COMMANDS = {
     "report": "billing.cli:report",
     "mail": "billing.cli:mail",
     "audit": "billing.cli:audit",
+    "settings": "tallybook.configuration:settings",
     "demo": "tallybook.demo:demo",
 }
 # Known without loading the packages, whose imports take seconds.
@@ -35,6 +39,7 @@ HELP = {
     "report": "Draw a day's charts and write its bill as CSV.",
     "mail": "Mail a day's bill, or write it to the outbox.",
     "audit": "Prove closed bills, and walk a request to its bill.",
+    "settings": "List every setting, its default and what it does.",
     "demo": "Run everything once, from training to the emailed bill.",
 }
 
@@ -70,10 +75,11 @@ class LazyGroup(click.Group):
 def main(config: Path | None) -> None:
     """Token metering and billing for models that you serve yourself.
 
-    Settings come from TALLYBOOK_* variables, then tallybook.toml; the README lists them.
+    Settings come from TALLYBOOK_* variables, then from tallybook.toml; `tallybook settings` lists them.
     """
     if config is not None:
-        os.environ["TALLYBOOK_CONFIG"] = str(config)
+        os.environ[CONFIG_VARIABLE] = str(config)
+    refuse_unknown_settings()
 
 
 if __name__ == "__main__":

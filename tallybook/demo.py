@@ -24,7 +24,6 @@ from typing import Any
 import click
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
-from training.dataset import held_out_texts
 
 from billing import audit
 from billing.ledger import bill_lines, open_ledger, reading, usage_events
@@ -34,6 +33,7 @@ from tallybook.airflow import AirflowError, EmbeddedAirflow
 from tallybook.calendar import billing_day
 from tallybook.processes import Processes, ProcessFailedError, answers, free_port
 from tallybook.settings import CommonSettings
+from training.dataset import held_out_texts
 
 # A made-up company: three users in each project, each project in a department.
 DEPARTMENTS = {

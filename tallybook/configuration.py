@@ -1,0 +1,74 @@
+"""All settings of all packages: listed for people, and unknown names refused instead of ignored."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+from pydantic.fields import FieldInfo
+
+from tallybook.settings import CONFIG_VARIABLE, CommonSettings
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+CLASSES = {
+    "all": "tallybook.settings:CommonSettings",
+    "the API": "serving.settings:ServingSettings",
+    "the model server": "serving.model_server.settings:ModelServerSettings",
+    "billing": "billing.settings:BillingSettings",
+}
+PREFIX = "TALLYBOOK_"
+# Read from the environment alone: where the file is, and how hard the tests' drills are.
+OTHER_VARIABLES = {CONFIG_VARIABLE, "TALLYBOOK_DRILL_KILLS"}
+
+
+def known_settings() -> Iterator[tuple[str, str, FieldInfo]]:
+    """Whose it is, the name and the field of every setting; a shared one is listed once."""
+    for owner, target in CLASSES.items():
+        module, _, name = target.partition(":")
+        settings: type[CommonSettings] = getattr(importlib.import_module(module), name)
+        for field_name, field in settings.model_fields.items():
+            if owner == "all" or field_name not in CommonSettings.model_fields:
+                yield owner, field_name, field
+
+
+def refuse_unknown_settings() -> None:
+    """Raises: click.ClickException: a variable or a key of the file that nothing reads (setting_unknown)."""
+    names = {name for _, name, _ in known_settings()}
+    variables = {v for v in os.environ if v.startswith(PREFIX)} - OTHER_VARIABLES
+    unknown = sorted(v for v in variables if v.removeprefix(PREFIX).lower() not in names)
+    file = Path(os.environ.get(CONFIG_VARIABLE, "tallybook.toml"))
+    try:
+        content = tomllib.loads(file.read_text("utf-8")) if file.exists() else {}
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise click.ClickException(f"settings_invalid: {file}: {error}") from error
+    unknown += [f"{key} in {file}" for key in content if key not in names]
+    if unknown:
+        raise click.ClickException(f"setting_unknown: {', '.join(unknown)}; `tallybook settings` lists them")
+
+
+@click.command()
+def settings() -> None:
+    """List every setting, its default and what it does, as a table in Markdown."""
+    click.echo(table(), nl=False)
+
+
+def table() -> str:
+    """The settings as a table in Markdown; `docs/settings.md` holds it."""
+    rows = ["| setting | of | default | what it does |", "|---|---|---|---|"]
+    for owner, name, field in known_settings():
+        default = field.get_default(call_default_factory=True, validated_data={})
+        shown = "" if default is None or default in ((), {}) else f"`{_plain(default)}`"
+        rows.append(f"| `{name}` | {owner} | {shown} | {field.description} |")
+    return "\n".join(rows) + "\n"
+
+
+def _plain(value: object) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
