@@ -39,7 +39,7 @@ def export_tiny_model(
     model = model or _tiny_module(version)
     beside = models_dir / f".{name}-{version}"
     tf.saved_model.save(model, str(beside), signatures={"serving_default": model.serve})
-    _write_assets(beside / "assets.extra", name, version)
+    write_assets(beside / "assets.extra", name, version)
     folder = models_dir / name / str(version)
     folder.parent.mkdir(parents=True, exist_ok=True)
     return beside.rename(folder)
@@ -77,7 +77,8 @@ def _tiny_module(version: int) -> Any:
     return TinyClassifier()
 
 
-def _write_assets(folder: Path, name: str, version: int) -> None:
+def write_assets(folder: Path, name: str, version: int) -> None:
+    """Write what the API reads of an export: the tokenizer and the model card. Needs no TensorFlow."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordPiece
     from tokenizers.normalizers import BertNormalizer
@@ -89,7 +90,7 @@ def _write_assets(folder: Path, name: str, version: int) -> None:
     tokenizer.normalizer = BertNormalizer()
     tokenizer.pre_tokenizer = BertPreTokenizer()
     tokenizer.post_processor = BertProcessing(("[SEP]", ids["[SEP]"]), ("[CLS]", ids["[CLS]"]))
-    folder.mkdir()
+    folder.mkdir(parents=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     fingerprint = hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest()
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": MAX_LENGTH_TOKENS}
