@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from email.message import EmailMessage
 from pathlib import Path
@@ -20,7 +21,7 @@ from sqlalchemy.engine import Engine
 from billing.errors import MailError
 from billing.ledger import mails, open_ledger, writing
 from billing.mail import POLICY
-from billing.outbox import deliver, enqueue, is_enqueued
+from billing.outbox import Delivery, deliver, enqueue, is_enqueued
 from billing.settings import BillingSettings
 from billing.smtp import SmtpServer
 
@@ -214,15 +215,14 @@ def test_of_many_deliverers_each_mail_is_sent_by_one(ledger: Engine, server: Mai
     together = threading.Barrier(4)
     settings = by_smtp(server)
 
-    def run() -> None:
+    def run() -> list[Delivery]:
         together.wait()
-        deliver(ledger, settings)
+        return deliver(ledger, settings)
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(run) for _ in range(4)]
+    delivered = [delivery.mail_id for run_ in runs for delivery in run_.result()]
+    assert sorted(delivered) == [f"mail {number}" for number in range(5)]
     assert len(server.taken) == 5
 
 
