@@ -15,16 +15,20 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
+from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import quote
+from uuid import uuid4
 
 from tallybook.processes import Processes, free_port
 from tallybook.settings import CommonSettings
 
 DAGS_DIR = Path(__file__).resolve().parent.parent / "dags"
 FINAL = {"success", "failed"}
+ERRORS = {"error", "critical"}
+TRIES = 5  # to trigger a run
 _HOST = "127.0.0.1"
 # Ended backwards, so that a task in flight can still tell the API server how it went.
 _COMPONENTS = {
@@ -35,7 +39,11 @@ _COMPONENTS = {
 
 
 class AirflowError(Exception):
-    """Airflow can't read a DAG, refuses a request, or takes too long; the message says what it said."""
+    """Airflow can't read a DAG, refuses a request (then with its HTTP status), or takes too long."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def environment(
@@ -131,8 +139,19 @@ class EmbeddedAirflow:
 
         Raises: AirflowError: there is no such DAG, or its parameters forbid this.
         """
-        run = self._call("POST", f"/api/v2/dags/{dag_id}/dagRuns", {"logical_date": None, "conf": dict(conf)})
-        return str(run["dag_run_id"])
+        run_id = f"manual__{uuid4()}"
+        run = {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf)}
+        for attempt in range(1, TRIES + 1):
+            try:
+                self._call("POST", f"/api/v2/dags/{dag_id}/dagRuns", run)
+                break
+            except AirflowError as error:
+                if error.status == HTTPStatus.CONFLICT:  # an attempt that failed has made it after all
+                    break
+                # On SQLite two requests to the API server may lock each other out; one of them then fails.
+                if error.status != HTTPStatus.INTERNAL_SERVER_ERROR or attempt == TRIES:
+                    raise
+        return run_id
 
     def wait(
         self,
@@ -149,6 +168,7 @@ class EmbeddedAirflow:
         deadline = time.monotonic() + timeout_seconds
         known: dict[str, str | None] = {}
         while True:
+            self._processes.check()
             state = str(self._call("GET", path)["state"])
             for task in self._call("GET", f"{path}/taskInstances")["task_instances"]:
                 if task["state"] != known.get(task["task_id"]):
@@ -156,22 +176,18 @@ class EmbeddedAirflow:
                     on_change(task["task_id"], task["state"])
             if state in FINAL:
                 return state
-            self._processes.check()
             if time.monotonic() > deadline:
                 raise AirflowError(f"{run_id} is still {state} after {timeout_seconds:.0f} s: {known}")
             time.sleep(0.3)
 
     def errors(self, dag_id: str, run_id: str) -> list[str]:
         """What the tasks of a run logged as errors, oldest first, each as `task: message`."""
-        found = []
         logs = self.home / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}"
+        found = []
         for log in sorted(logs.glob("task_id=*/attempt=*.log"), key=lambda file: file.stat().st_mtime):
-            for line in log.read_text("utf-8").splitlines():
-                entry = json.loads(line)
-                if entry["level"] in {"error", "critical"}:
-                    reasons = [f"{e['exc_type']}: {e['exc_value']}" for e in entry.get("error_detail", [])]
-                    task = log.parent.name.removeprefix("task_id=")
-                    found.append(f"{task}: {'; '.join([entry['event'], *reasons])}")
+            task = log.parent.name.removeprefix("task_id=")
+            entries = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+            found += [f"{task}: {_message(entry)}" for entry in entries if entry["level"] in ERRORS]
         return found
 
     def _is_ready(self, dag_id: str) -> bool:
@@ -204,5 +220,13 @@ class EmbeddedAirflow:
         finally:
             connection.close()
         if response.status >= 400:
-            raise AirflowError(f"{method} {path}: {response.status} {content.decode('utf-8', 'replace')}")
+            told = content.decode("utf-8", "replace")
+            raise AirflowError(f"{method} {path}: {response.status} {told}", response.status)
         return json.loads(content)
+
+
+def _message(entry: Mapping[str, Any]) -> str:
+    """What a log entry says: the exception, where there is one."""
+    for raised in entry.get("error_detail", []):  # the last one first, then its causes
+        return f"{raised['exc_type']}: {raised['exc_value']}"
+    return str(entry["event"])

@@ -1,0 +1,91 @@
+"""Journals with real events, settings that point into a folder, and Airflow in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from datetime import date, datetime, time
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+import dag_runs
+import pytest
+
+from tallybook.airflow import environment
+from tallybook.usage import UsageEvent, new_event_id
+
+ZONE = ZoneInfo("Asia/Shanghai")
+PRICES = Path(__file__).parents[2] / "prices.toml"
+
+
+class AirflowProcess(NamedTuple):
+    """A process with an Airflow of its own: what it read in the DAG file, and how to run the DAG in it."""
+
+    parsed: dag_runs.Parsed
+    run: Callable[..., dag_runs.Outcome]
+
+
+@pytest.fixture(scope="session")
+def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowProcess]:
+    home = tmp_path_factory.mktemp("airflow")
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        parsed = pool.submit(dag_runs.prepare, environment(home, port=1)).result()
+
+        def run(*args: Any, **kwargs: Any) -> dag_runs.Outcome:
+            return pool.submit(partial(dag_runs.run, *args, **kwargs)).result()
+
+        yield AirflowProcess(parsed, run)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, str]:
+    """Variables of a ledger, a journal and an outbox in this test's folder."""
+    return {
+        "TALLYBOOK_TIME_ZONE": ZONE.key,
+        "TALLYBOOK_JOURNAL_DIR": str(tmp_path / "journal"),
+        "TALLYBOOK_LEDGER_URL": f"sqlite:///{tmp_path / 'ledger.db'}",
+        "TALLYBOOK_PRICES_FILE": str(PRICES),
+        "TALLYBOOK_REPORTS_DIR": str(tmp_path / "reports"),
+        "TALLYBOOK_OUTBOX_DIR": str(tmp_path / "outbox"),
+        "TALLYBOOK_SMTP_URL": "",
+    }
+
+
+@pytest.fixture
+def use(tmp_path: Path) -> Callable[..., None]:
+    """Write the events of a user's requests at noon of a billing day to the journal."""
+
+    def write(day: date, user: str, requests: int = 1, prompt_tokens: int = 100) -> None:
+        journal = tmp_path / "journal"
+        journal.mkdir(exist_ok=True)
+        noon = datetime.combine(day, time(12), tzinfo=ZONE)
+        with (journal / f"{day}-{user}.jsonl").open("a") as segment:
+            for _ in range(requests):
+                event = _event(noon, user, prompt_tokens)
+                segment.write(json.dumps(event.to_record()) + "\n")
+
+    return write
+
+
+def _event(moment: datetime, user: str, prompt_tokens: int) -> UsageEvent:
+    return UsageEvent(
+        id=new_event_id(),
+        source="tests",
+        time=moment,
+        user=user,
+        project="search",
+        department="retail",
+        operation="analyze",
+        model="review-sentiment",
+        model_version="1",
+        tokenizer_fingerprint="f" * 64,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=20,
+        duration_seconds=0.01,
+        client_ip="127.0.0.1",
+        status=200,
+    )

@@ -1,0 +1,163 @@
+"""The DAG as Airflow reads it, and its runs over real ledgers, journals and outboxes."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from datetime import date, datetime, timedelta, timezone
+from email import message_from_bytes
+from email.policy import default
+from pathlib import Path
+
+import pytest
+from conftest import ZONE, AirflowProcess
+from dag_runs import SLOW
+
+from tallybook.calendar import today
+from tallybook.processes import free_port
+
+DAY = date(2026, 11, 18)
+STEPS = ["ingest", "rate", "close", "report", "mail"]
+
+Use = Callable[..., None]
+
+
+def rows(settings: dict[str, str], query: str) -> list[tuple[object, ...]]:
+    with sqlite3.connect(settings["TALLYBOOK_LEDGER_URL"].removeprefix("sqlite:///")) as ledger:
+        return ledger.execute(query).fetchall()
+
+
+def outbox(settings: dict[str, str]) -> list[Path]:
+    return sorted(Path(settings["TALLYBOOK_OUTBOX_DIR"]).glob("*.eml"))
+
+
+def bill(mail: Path) -> str:
+    """The CSV that is attached to a mail."""
+    message = message_from_bytes(mail.read_bytes(), policy=default)
+    (attached,) = (part for part in message.iter_attachments() if part.get_content_type() == "text/csv")
+    return str(attached.get_content())
+
+
+def test_the_steps_are_in_order(airflow: AirflowProcess) -> None:
+    downstream = airflow.parsed.downstream
+    assert set(downstream) == set(STEPS)
+    for number, step in enumerate(STEPS):
+        later = STEPS[number + 1 :]
+        assert set(later[:1]) <= downstream[step] <= set(later)
+
+
+def test_a_day_is_billed_after_its_midnight_in_the_billing_time_zone(airflow: AirflowProcess) -> None:
+    parsed = airflow.parsed
+    assert (parsed.schedule, parsed.time_zone) == ("15 0 * * *", ZONE.key)
+    assert (parsed.catchup, parsed.max_active_runs) == (False, 1)
+
+
+def test_reading_the_dag_loads_neither_ledger_nor_charts(airflow: AirflowProcess) -> None:
+    assert not airflow.parsed.loaded & SLOW
+
+
+def test_a_second_run_of_a_day_changes_nothing(
+    airflow: AirflowProcess, settings: dict[str, str], use: Use
+) -> None:
+    use(DAY, "user-a", requests=3)
+    use(DAY, "user-b")
+    lines = "SELECT * FROM bill_lines ORDER BY user_id, direction"
+
+    first = airflow.run(settings, {"day": str(DAY), "user": None})
+    billed, mails = rows(settings, lines), outbox(settings)
+    second = airflow.run(settings, {"day": str(DAY), "user": None})
+
+    assert first.tasks == second.tasks == dict.fromkeys(STEPS, "success")
+    assert len(billed) == 4
+    assert rows(settings, lines) == billed
+    assert rows(settings, "SELECT day, state FROM bill_days") == [(str(DAY), "closed")]
+    assert len(mails) == 1
+    assert outbox(settings) == mails
+    assert f"{DAY}: closed, 4 events, 480 tokens on lines" in first.log
+
+
+def test_without_a_named_day_the_one_of_the_data_interval_is_billed(
+    airflow: AirflowProcess, settings: dict[str, str]
+) -> None:
+    # The interval starts at 00:15 of DAY in Shanghai, which is still the day before in UTC.
+    end = datetime(2026, 11, 18, 16, 15, tzinfo=timezone.utc)
+    assert airflow.run(settings, logical_date=end).state == "success"
+    assert rows(settings, "SELECT day, state FROM bill_days") == [(str(DAY), "closed")]
+
+
+@pytest.mark.parametrize(
+    ("days_ahead", "code"), [(0, "day_not_over"), (1, "day_in_future")], ids=["today", "tomorrow"]
+)
+def test_a_day_that_is_not_over_fails_at_once(
+    airflow: AirflowProcess, settings: dict[str, str], days_ahead: int, code: str
+) -> None:
+    day = today(ZONE) + timedelta(days=days_ahead)
+    outcome = airflow.run(settings, {"day": str(day)}, retries=3)
+    assert outcome.tasks == {
+        "ingest": "success",
+        "rate": "success",
+        "close": "failed",
+        "report": "upstream_failed",
+        "mail": "upstream_failed",
+    }
+    assert outcome.tries["close"] == 1
+    assert f"{code}: {day}" in outcome.log
+    assert rows(settings, "SELECT day FROM bill_days WHERE state = 'closed'") == []
+
+
+def test_today_can_be_closed_early_on_purpose(airflow: AirflowProcess, settings: dict[str, str]) -> None:
+    outcome = airflow.run(settings, {"day": str(today(ZONE)), "early": True})
+    assert outcome.state == "success"
+    assert rows(settings, "SELECT state, early FROM bill_days") == [("closed", 1)]
+
+
+def test_a_run_without_day_and_interval_says_what_is_missing(
+    airflow: AirflowProcess, settings: dict[str, str]
+) -> None:
+    outcome = airflow.run(settings, retries=3)
+    assert (outcome.tasks["ingest"], outcome.tries["ingest"]) == ("failed", 1)
+    assert "day_missing: name a day" in outcome.log
+
+
+@pytest.mark.parametrize(
+    "conf",
+    [
+        {"day": "tomorrow"},
+        {"day": "2026-02-30"},
+        {"day": "20261118"},
+        {"day": 20261118},
+        {"user": "user-a\n"},
+        {"user": "a b"},
+        {"early": "no"},
+    ],
+)
+def test_what_is_no_day_or_user_is_refused_before_anything_runs(
+    airflow: AirflowProcess, settings: dict[str, str], conf: dict[str, object]
+) -> None:
+    with pytest.raises(Exception, match=f"Invalid input for param {next(iter(conf))}"):
+        airflow.run(settings, conf)
+
+
+def test_one_users_part_is_mailed_beside_the_whole_bill(
+    airflow: AirflowProcess, settings: dict[str, str], use: Use
+) -> None:
+    use(DAY, "user-a")
+    use(DAY, "user-b")
+    assert airflow.run(settings, {"day": str(DAY), "user": None}).state == "success"
+    assert airflow.run(settings, {"day": str(DAY), "user": "user-b"}).state == "success"
+    users = [{user for user in ("user-a", "user-b") if user in bill(mail)} for mail in outbox(settings)]
+    assert sorted(users, key=len) == [{"user-b"}, {"user-a", "user-b"}]
+
+
+def test_a_mail_server_that_is_away_is_tried_again_and_the_bill_stays_closed(
+    airflow: AirflowProcess, settings: dict[str, str], use: Use
+) -> None:
+    use(DAY, "user-a")
+    away = settings | {"TALLYBOOK_SMTP_URL": f"smtp://127.0.0.1:{free_port()}"}
+    outcome = airflow.run(away, {"day": str(DAY)}, retries=1)
+    assert (outcome.tasks["mail"], outcome.tries["mail"]) == ("failed", 2)
+    assert "mail_not_delivered" in outcome.log
+    assert rows(settings, "SELECT state FROM bill_days") == [("closed",)]
+
+    assert airflow.run(settings, {"day": str(DAY)}).state == "success"
+    assert len(outbox(settings)) == 1
