@@ -183,7 +183,7 @@ CHINESE = Words(
     },
     notice_draft="本账单为草稿：当日尚未结账，数字仍可能变化。",
     notice_unbilled="当日尚未计价，因此没有金额。",
-    notice_early="已于 {time}（{zone}）提前结账。当日此后的用量将在之后的账单中更正。",
+    notice_early="已于 {time}（{zone}）提前结账。当日此后的用量将作为更正计入之后的账单。",
     notice_unrated="{tokens} 没有定价，未计入金额：{models}。",
     notice_corrections="金额中包含对以往日期的更正 {amount}，明细见下。",
     notice_set_aside="日志中有 {count} 行不是有效的用量事件，已搁置，未计入任何账单。",
