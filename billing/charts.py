@@ -233,7 +233,7 @@ def _png(figure: Figure) -> bytes:
     width, height = (int(side) for side in figure.bbox.size)
     picture = Image.frombytes("RGBA", (width, height), raw.getvalue()).convert("RGB")
     buffer = io.BytesIO()
-    picture.quantize(_COLOURS, dither=Image.Dither.NONE).save(buffer, "png", optimize=True, dpi=(_DPI, _DPI))
+    picture.quantize(_COLOURS, dither=Image.Dither.NONE).save(buffer, "png", dpi=(_DPI, _DPI))
     return buffer.getvalue()
 
 
