@@ -58,17 +58,16 @@ def _framed(inner: WSGIApplication, metrics: Metrics) -> WSGIApplication:
         ) -> Callable[[bytes], object]:
             headers.append(("X-Request-ID", current.request_id))
             current.status = int(status[:3])
+            rule = environ["werkzeug.request"].url_rule  # gone when Flask is done
+            current.route = None if rule is None else rule.rule
             return start_response(status, headers, exc_info)
 
         try:
             return inner(environ, start)
         finally:
-            request = environ.get("werkzeug.request")
-            rule = None if request is None else request.url_rule
-            route = None if rule is None else rule.rule
             seconds = time.monotonic() - current.started
-            metrics.request(route or _UNKNOWN_ROUTE, current.status, seconds)
-            current.log(environ, route, seconds)
+            metrics.request(current.route or _UNKNOWN_ROUTE, current.status, seconds)
+            current.log(environ, seconds)
 
     return framed
 

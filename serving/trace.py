@@ -18,22 +18,23 @@ class Trace:
     """One request. Its id is the id of its usage event, and never a client's."""
 
     __slots__ = (
-        "caller", "code", "completion_tokens", "model_version", "prompt_tokens", "request_id", "started",
-        "status",
+        "caller", "code", "completion_tokens", "model_version", "prompt_tokens", "request_id", "route",
+        "started", "status",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.request_id = new_event_id()
         self.started = time.monotonic()
         self.status = 500  # until the answer begins
+        self.route: str | None = None  # of ours; None if the path is not
         self.caller: Caller | None = None
         self.model_version: str | None = None
         self.prompt_tokens: int | None = None
         self.completion_tokens: int | None = None
         self.code: str | None = None
 
-    def log(self, environ: Mapping[str, Any], route: str | None, seconds: float) -> None:
-        """Write the request's log line; `route` is None if its path is none of ours."""
+    def log(self, environ: Mapping[str, Any], seconds: float) -> None:
+        """Write the request's log line."""
         caller = self.caller
         logs.write(
             {
@@ -42,7 +43,7 @@ class Trace:
                 "message": "request",
                 "request_id": self.request_id,
                 "method": _shortened(environ["REQUEST_METHOD"]),
-                "path": _shortened(environ["PATH_INFO"]) if route is None else route,
+                "path": _shortened(environ["PATH_INFO"]) if self.route is None else self.route,
                 "status": self.status,
                 "code": self.code,
                 "user": caller and caller.user,

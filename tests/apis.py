@@ -1,0 +1,122 @@
+"""The API for tests: in this process before a stand-in for the model server, or as processes of its own."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from flask import Flask
+from flask.testing import FlaskClient
+from numpy.typing import NDArray
+from savedmodels import tiny_probabilities, write_assets
+
+from serving.app import SERVICES, build_app
+from serving.errors import ModelVersionNotFoundError
+from serving.services import Services, make_services
+from serving.settings import ServingSettings
+from tallybook.segments import read_segment
+from tallybook.usage import UsageEvent
+
+MODEL = "review-sentiment"
+USER = {"X-User-ID": "alice"}
+POLL_SECONDS = 0.02
+
+
+class StandIn:
+    """Not a model server: answers as the tiny model would, and fails when it is told to."""
+
+    def __init__(self, *versions: int) -> None:
+        self.states = dict.fromkeys(versions or (1,), "AVAILABLE")
+        self.failure: Exception | None = None
+        self.asked: list[tuple[int, list[int]]] = []
+        self.may_answer = threading.Event()
+        self.may_answer.set()
+        self.was_asked = threading.Semaphore(0)
+
+    def predict(
+        self, model: str, version: int, input_ids: Sequence[int], timeout_seconds: float
+    ) -> NDArray[np.float32]:
+        """What the tiny model of this version says."""
+        self.asked.append((version, list(input_ids)))
+        self.was_asked.release()
+        assert self.may_answer.wait(30)
+        if self.failure is not None:
+            raise self.failure
+        if self.states.get(version) != "AVAILABLE":
+            raise ModelVersionNotFoundError(f"model {model} version {version} is not served")
+        return tiny_probabilities(input_ids, version)
+
+    def version_states(self, model: str, timeout_seconds: float) -> dict[int, str]:
+        """The states that the test has set."""
+        if self.failure is not None:
+            raise self.failure
+        return dict(self.states)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class Api:
+    """An application in this process, its parts, and what it has recorded."""
+
+    def __init__(self, app: Flask, server: StandIn, journal_dir: Path) -> None:
+        self.app = app
+        self.server = server
+        self.client: FlaskClient = app.test_client()
+        self.services: Services = app.extensions[SERVICES]
+        self._journal_dir = journal_dir
+
+    def analyze(self, text: str = "hotel", **headers: str) -> Any:
+        """POST a text as alice, unless the headers say else."""
+        return self.client.post("/analyze", json={"text": text}, headers={**USER, **headers})
+
+    def events(self) -> list[UsageEvent]:
+        """The events that a reader of the journal believes now."""
+        return events_in(self._journal_dir)
+
+
+@contextmanager
+def running_app(tmp_path: Path, server: StandIn | None = None, **settings: Any) -> Iterator[Api]:
+    """An application before a stand-in; version 1 is exported unless models_dir is given."""
+    if "models_dir" not in settings:
+        settings["models_dir"] = tmp_path / "models"
+        export(settings["models_dir"], 1)
+    made = ServingSettings(
+        **{"journal_dir": tmp_path / "journal", "version_poll_seconds": POLL_SECONDS, **settings}
+    )
+    server = server or StandIn()
+    app = build_app(make_services(made, model=server))
+    try:
+        yield Api(app, server, made.journal_dir)
+    finally:
+        server.may_answer.set()
+        app.extensions[SERVICES].close()
+
+
+def export(models_dir: Path, version: int) -> Path:
+    """What the API reads of an exported version: no SavedModel, so that no test needs TensorFlow for it."""
+    folder = models_dir / MODEL / str(version)
+    write_assets(folder / "assets.extra", MODEL, version)
+    return folder
+
+
+def alter_card(folder: Path, **changes: Any) -> None:
+    """Change the model card of an exported version."""
+    card = folder / "assets.extra" / "model_card.json"
+    card.write_bytes(orjson.dumps({**orjson.loads(card.read_bytes()), **changes}))
+
+
+def events_in(journal_dir: Path) -> list[UsageEvent]:
+    """The events that a reader believes, in the order of their segments."""
+    found = []
+    for segment in sorted(journal_dir.glob("*.jsonl")):
+        offset = 0
+        while (extract := read_segment(segment, offset)).next_offset > offset:
+            found += [UsageEvent.from_record(orjson.loads(line.raw)) for line in extract.lines]
+            offset = extract.next_offset
+    return found

@@ -1,0 +1,121 @@
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apis import USER, Api, running_app
+
+from serving import logs
+from serving.app import create_app
+from serving.settings import ServingSettings
+
+
+@pytest.fixture
+def api(tmp_path: Path) -> Any:
+    with running_app(tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The log lines written from here on."""
+    written: list[dict[str, Any]] = []
+    monkeypatch.setattr(logs, "write", lambda fields: written.append(json.loads(logs.encode(fields))))
+    return written
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/", 404, "not_found"),
+        ("GET", "/analyse", 404, "not_found"),
+        ("POST", "/analyze/", 404, "not_found"),
+        ("POST", "//analyze", 404, "not_found"),
+        ("GET", "/static/x", 404, "not_found"),
+        ("GET", "/<script>alert(1)</script>", 404, "not_found"),
+        ("GET", "/%ff%0a", 404, "not_found"),
+        ("GET", "/analyze", 405, "method_not_allowed"),
+        ("OPTIONS", "/analyze", 405, "method_not_allowed"),
+        ("BREW", "/analyze", 405, "method_not_allowed"),
+        ("POST", "/metrics", 405, "method_not_allowed"),
+    ],
+)
+def test_an_unknown_path_or_method_is_told_in_json(
+    api: Api, method: str, path: str, status: int, code: str
+) -> None:
+    response = api.client.open(path, method=method, headers=USER)
+    assert (response.status_code, response.get_json()["error"]["code"]) == (status, code)
+    assert response.content_type == "application/json"
+    assert "<" not in response.text
+    assert response.headers["X-Request-ID"] == response.get_json()["error"]["request_id"]
+
+
+def test_a_wrong_method_is_told_the_right_one(api: Api) -> None:
+    assert api.client.get("/analyze").headers["Allow"] == "POST"
+
+
+def test_a_fault_of_ours_is_logged_in_full_and_leaks_nothing(
+    api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(api.services.catalog, "current", lambda: 1 / 0)
+    response = api.analyze()
+    assert (response.status_code, response.get_json()["error"]["code"]) == (500, "internal_error")
+    assert "division" not in response.text
+    assert response.get_json()["error"]["request_id"] in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+    assert api.events() == []
+
+
+def test_an_answered_request_is_one_log_line(api: Api, lines: list[dict[str, Any]]) -> None:
+    answer = api.analyze("hotel", **{"X-Project-ID": "search"}).get_json()
+    [line] = [line for line in lines if line["message"] == "request"]
+    assert line["request_id"] == answer["request_id"]
+    assert (line["user"], line["project"], line["client_ip"]) == ("alice", "search", "127.0.0.1")
+    assert (line["method"], line["path"], line["status"], line["code"]) == ("POST", "/analyze", 200, None)
+    assert line["prompt_tokens"] == answer["usage"]["prompt_tokens"]
+    assert line["completion_tokens"] == answer["usage"]["completion_tokens"]
+    assert line["seconds"] > 0
+
+
+def test_a_refused_request_is_logged_without_tokens(api: Api, lines: list[dict[str, Any]]) -> None:
+    api.analyze("")
+    [line] = lines
+    assert (line["status"], line["code"], line["user"]) == (400, "empty_text", "alice")
+    assert line["prompt_tokens"] is None
+
+
+def test_a_refused_name_reaches_no_log(api: Api, lines: list[dict[str, Any]]) -> None:
+    api.analyze("hotel", **{"X-User-ID": "<script>"})
+    [line] = lines
+    assert line["user"] is None
+    assert "<script>" not in json.dumps(line)
+
+
+def test_a_long_unknown_path_is_shortened_visibly(api: Api, lines: list[dict[str, Any]]) -> None:
+    api.client.get("/" + "x" * 1000)
+    assert lines[0]["path"] == "/" + "x" * 199 + "…"
+
+
+@pytest.mark.parametrize(
+    "text", ['"}\n{"id":"forged"}', "<script>alert(1)</script>", "=1+1", "\r\nSet-Cookie: a"]
+)
+def test_a_text_cannot_forge_an_event(tmp_path: Path, text: str) -> None:
+    with running_app(tmp_path, prompt_capture="prefix") as api:
+        answer = api.analyze(text).get_json()
+        [event] = api.events()
+        assert (event.id, event.prompt_prefix) == (answer["request_id"], text)
+
+
+def test_the_start_says_loudly_whose_word_is_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    settings = ServingSettings(
+        journal_dir=tmp_path,
+        models_dir=tmp_path,
+        model_server_address="127.0.0.1:1",
+        trusted_proxies=["10.0.0.0/8"],
+    )
+    app = create_app(settings)
+    app.extensions["tallybook"].close()
+    assert "X-USER-ID IS TRUSTED WITHOUT A KEY from these networks: 127.0.0.0/8, ::1/128" in caplog.text
+    assert "X-Forwarded-For is believed from: 10.0.0.0/8" in caplog.text

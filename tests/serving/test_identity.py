@@ -1,0 +1,172 @@
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.errors import ApiError
+from serving.identity import Caller, Gatekeeper
+from serving.settings import ServingSettings
+from tallybook.usage import NAME
+
+SECRET = "a-secret-of-the-gateway"  # noqa: S105  of this test only
+
+
+def identify(settings: dict[str, Any], peer: str = "127.0.0.1", **headers: str) -> Caller:
+    environ = {"REMOTE_ADDR": peer, **{f"HTTP_{name}": value for name, value in headers.items()}}
+    return Gatekeeper(ServingSettings(**settings)).identify(environ)
+
+
+def refusal(settings: dict[str, Any], peer: str = "127.0.0.1", **headers: str) -> tuple[int, str]:
+    with pytest.raises(ApiError) as caught:
+        identify(settings, peer, **headers)
+    return caught.value.status, caught.value.code
+
+
+@pytest.mark.parametrize("peer", ["127.0.0.1", "127.3.2.1", "::1", "::ffff:127.0.0.1"])
+def test_a_neighbour_on_the_same_machine_is_believed_by_default(peer: str) -> None:
+    assert identify({}, peer, X_USER_ID="alice").user == "alice"
+
+
+@pytest.mark.parametrize(
+    "peer", ["10.0.0.1", "::ffff:10.0.0.1", "2001:db8::1", "", "unix:", "127.0.0.1.evil"]
+)
+def test_anybody_else_is_not(peer: str) -> None:
+    assert refusal({}, peer, X_USER_ID="alice") == (403, "untrusted_caller")
+
+
+def test_a_peer_without_an_address_is_not_believed() -> None:
+    with pytest.raises(ApiError):
+        Gatekeeper(ServingSettings()).identify({"HTTP_X_USER_ID": "alice"})
+
+
+def test_a_configured_network_is_believed() -> None:
+    settings = {"trusted_networks": ["10.1.0.0/16"]}
+    assert identify(settings, "10.1.2.3", X_USER_ID="alice").client_ip == "10.1.2.3"
+    assert refusal(settings, "127.0.0.1", X_USER_ID="alice") == (403, "untrusted_caller")
+
+
+def test_the_gateways_secret_is_believed_from_anywhere() -> None:
+    settings = {"gateway_secret": SECRET}
+    assert identify(settings, "10.0.0.1", X_USER_ID="alice", X_GATEWAY_SECRET=SECRET).user == "alice"
+
+
+@pytest.mark.parametrize(
+    "given_secret", ["", "wrong", SECRET[:-1], SECRET + "x", SECRET.upper(), "\xe9", SECRET + "," + SECRET]
+)
+def test_a_wrong_secret_is_not(given_secret: str) -> None:
+    settings = {"gateway_secret": SECRET}
+    refused = refusal(settings, "10.0.0.1", X_USER_ID="alice", X_GATEWAY_SECRET=given_secret)
+    assert refused == (403, "untrusted_caller")
+
+
+def test_without_a_configured_secret_none_is_right() -> None:
+    assert refusal({}, "10.0.0.1", X_USER_ID="alice", X_GATEWAY_SECRET="") == (403, "untrusted_caller")
+
+
+def test_a_request_of_nobody_is_refused() -> None:
+    assert refusal({}) == (401, "missing_user")
+
+
+BAD_NAMES = [
+    "",
+    " ",
+    "a b",
+    "a\n",
+    "a,b",
+    "a/b",
+    "é",
+    "用户",
+    "<b>",
+    "'",
+    '"',
+    "a;b",
+    "=1+1",
+    "a" * 129,
+    "\x00",
+]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_name_outside_the_alphabet_is_refused(name: str) -> None:
+    assert refusal({}, X_USER_ID=name) == (400, "invalid_user")
+    assert refusal({}, X_USER_ID="alice", X_PROJECT_ID=name) == (400, "invalid_project")
+
+
+@pytest.mark.parametrize("name", ["a", "a" * 128, "alice@example.com", "team:search-2.0_x"])
+def test_a_name_of_the_alphabet_is_taken_as_it_is(name: str) -> None:
+    caller = identify({}, X_USER_ID=name, X_PROJECT_ID=name)
+    assert (caller.user, caller.project) == (name, name)
+
+
+@given(st.text())
+def test_no_name_that_billing_would_refuse_gets_through(name: str) -> None:
+    try:
+        caller = identify({}, X_USER_ID=name)
+    except ApiError:
+        return
+    assert NAME.fullmatch(caller.user)
+
+
+def test_project_and_department_have_defaults() -> None:
+    settings = {
+        "default_project": "misc",
+        "default_department": "other",
+        "project_departments": {"search": "retail"},
+    }
+    assert identify(settings, X_USER_ID="a")[1:3] == ("misc", "other")
+    assert identify(settings, X_USER_ID="a", X_PROJECT_ID="search")[1:3] == ("search", "retail")
+
+
+PROXIES = {
+    "trusted_networks": ["10.0.0.0/8"],
+    "trusted_proxies": ["10.0.0.0/8", "2001:db8::/32"],
+}
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "client_ip"),
+    [
+        ("203.0.113.7", "203.0.113.7"),
+        ("1.1.1.1, 203.0.113.7", "203.0.113.7"),
+        ("<script>, 203.0.113.7", "203.0.113.7"),
+        ("1.1.1.1,203.0.113.7,10.9.9.9", "203.0.113.7"),
+        ("203.0.113.7:4711", "203.0.113.7"),
+        ("[2001:db9::1]:4711", "2001:db9::1"),
+        ("2001:DB9:0::1", "2001:db9::1"),
+        ("::ffff:203.0.113.7", "203.0.113.7"),
+        ("10.1.1.1, 10.2.2.2", "10.1.1.1"),
+    ],
+)
+def test_behind_a_trusted_proxy_the_client_is_the_last_hop_that_is_none(
+    forwarded: str, client_ip: str
+) -> None:
+    assert identify(PROXIES, "10.0.0.1", X_USER_ID="a", X_FORWARDED_FOR=forwarded).client_ip == client_ip
+
+
+def test_a_proxy_that_forwards_nothing_is_the_client_itself() -> None:
+    assert identify(PROXIES, "10.0.0.1", X_USER_ID="a").client_ip == "10.0.0.1"
+
+
+@pytest.mark.parametrize(
+    "forwarded",
+    [
+        "",
+        "unknown",
+        "203.0.113.7, ",
+        "203.0.113.7, nonsense",
+        "fe80::1%<script>",
+        "1.2.3.4\n5",
+        "[",
+        "999.1.1.1",
+    ],
+)
+def test_a_trusted_proxy_that_forwards_nonsense_is_refused_not_guessed_at(forwarded: str) -> None:
+    assert refusal(PROXIES, "10.0.0.1", X_USER_ID="a", X_FORWARDED_FOR=forwarded) == (
+        400,
+        "invalid_forwarded_for",
+    )
+
+
+def test_a_peer_that_is_no_proxy_can_forward_nothing() -> None:
+    assert identify({}, X_USER_ID="a", X_FORWARDED_FOR="203.0.113.7").client_ip == "127.0.0.1"

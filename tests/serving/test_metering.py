@@ -1,0 +1,47 @@
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from apis import running_app
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+TEXT = "房间很干净" * 10
+
+
+@pytest.mark.parametrize(
+    ("capture", "digest", "prefix"),
+    [
+        ({"prompt_capture": "none"}, None, None),
+        ({}, hashlib.sha256(TEXT.encode()).hexdigest(), None),
+        (
+            {"prompt_capture": "prefix", "prompt_prefix_characters": 7},
+            hashlib.sha256(TEXT.encode()).hexdigest(),
+            TEXT[:7],
+        ),
+    ],
+)
+def test_an_event_keeps_of_the_text_what_is_configured_and_no_more(
+    tmp_path: Path, capture: dict[str, Any], digest: str | None, prefix: str | None
+) -> None:
+    with running_app(tmp_path, **capture) as api:
+        assert api.analyze(TEXT).status_code == 200
+        [event] = api.events()
+        assert (event.prompt_sha256, event.prompt_prefix) == (digest, prefix)
+    [segment] = (tmp_path / "journal").glob("*.jsonl")
+    assert TEXT.encode() not in segment.read_bytes()
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(max_size=40), min_size=1, max_size=5))
+def test_whatever_is_answered_billing_can_read(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str]
+) -> None:
+    with running_app(tmp_path_factory.mktemp("api"), prompt_capture="prefix") as api:
+        answers = [api.analyze(text) for text in texts]
+        answered = {a.get_json()["request_id"]: a.get_json() for a in answers if a.status_code == 200}
+        events = {event.id: event for event in api.events()}
+        assert events.keys() == answered.keys()
+        for event_id, event in events.items():
+            assert event.total_tokens == answered[event_id]["usage"]["total_tokens"]
