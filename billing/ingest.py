@@ -125,7 +125,8 @@ def _store(connection: Connection, lines: list[Line], zone: tzinfo, result: Inge
     closed = closed_days(connection, {row["day"] for row in rows.values()})
     for row in rows.values():
         row["bill_day"] = None if row["day"] in closed else row["day"]
-    stored = _insert_new(connection, list(rows.values()))
+    # In the order of their ids, so that two ingesters never wait for each other in a circle.
+    stored = _insert_new(connection, [rows[event_id] for event_id in sorted(rows)])
     add_to_hours(connection, [rows[event_id] for event_id in stored], zone)
     result.stored += len(stored)
     repeated += [(line_of[event_id], row) for event_id, row in rows.items() if event_id not in stored]

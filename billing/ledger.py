@@ -280,7 +280,9 @@ def _engine(url: str) -> Engine:
     @sa.event.listens_for(engine, "connect")
     def _prepare(connection: Any, _record: object) -> None:
         connection.isolation_level = None  # the driver begins no transaction of its own; `_begin` does
-        connection.execute("PRAGMA journal_mode = WAL")
+        # Asked first: to set it, even to what it is, needs the file alone, and does not wait for that.
+        if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
+            connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("PRAGMA foreign_keys = ON")
 

@@ -1,5 +1,5 @@
-import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
@@ -265,18 +265,16 @@ def test_a_mismatch_leaves_the_day_open(ledger: Engine, tmp_path: Path) -> None:
 def test_two_closers_at_once_make_one_bill(ledger_url: str, tmp_path: Path) -> None:
     engine = open_ledger(ledger_url, "Asia/Shanghai")
     bring(engine, tmp_path, *[an_event(user=f"u{n}") for n in range(50)])
-    outcomes = []
 
-    def run() -> None:
+    def run(_number: int) -> Closing:
         mine = open_ledger(ledger_url, "Asia/Shanghai")
-        outcomes.append(close(mine))
-        mine.dispose()
+        try:
+            return close(mine)
+        finally:
+            mine.dispose()
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as threads:
+        outcomes = list(threads.map(run, range(4)))
     assert sorted(o.newly_closed for o in outcomes) == [False, False, False, True]
     assert len({o.proof for o in outcomes}) == 1
     engine.dispose()

@@ -1,6 +1,6 @@
 import fcntl
-import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +16,7 @@ from sqlalchemy.engine import Engine
 import billing.ingest
 from billing.aggregates import rebuild_day
 from billing.errors import LedgerError
-from billing.ingest import ingest
+from billing.ingest import IngestResult, ingest
 from billing.ledger import (
     open_ledger,
     reading,
@@ -166,19 +166,18 @@ def test_ingesters_side_by_side_count_once(ledger_url: str, tmp_path: Path) -> N
     journal = tmp_path / "journal"
     events = [an_event(user=f"user{n % 7}") for n in range(400)]
     for number in range(4):  # every event in two segments
-        write_segment(journal, events[number % 2 :: 2], name=f"{number}.jsonl")
-    results = []
+        half = events[number % 2 :: 2]
+        write_segment(journal, half[:: 1 if number < 2 else -1], name=f"{number}.jsonl")
 
-    def run() -> None:
+    def run(_number: int) -> IngestResult:
         engine = open_ledger(ledger_url, "Asia/Shanghai")
-        results.append(ingest(engine, journal, ZONE))
-        engine.dispose()
+        try:
+            return ingest(engine, journal, ZONE)
+        finally:
+            engine.dispose()
 
-    threads = [threading.Thread(target=run) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(run, range(4)))
     assert sum(r.stored for r in results) == 400
     assert sum(r.duplicates for r in results) == 400
     engine = open_ledger(ledger_url, "Asia/Shanghai")
