@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import orjson
 from flask import Flask
 from flask.testing import FlaskClient
+from modelservers import wait_until
 from numpy.typing import NDArray
 from savedmodels import tiny_probabilities, write_assets
 
@@ -19,6 +25,7 @@ from serving.app import SERVICES, build_app
 from serving.errors import ModelVersionNotFoundError
 from serving.services import Services, make_services
 from serving.settings import ServingSettings
+from tallybook.processes import free_port
 from tallybook.segments import read_segment
 from tallybook.usage import UsageEvent
 
@@ -120,3 +127,69 @@ def events_in(journal_dir: Path) -> list[UsageEvent]:
             found += [UsageEvent.from_record(orjson.loads(line.raw)) for line in extract.lines]
             offset = extract.next_offset
     return found
+
+
+class ApiProcess:
+    """`tallybook serve` as a process group of its own, as operators run it."""
+
+    def __init__(self, folder: Path, models_dir: Path, model_server_address: str, **settings: str) -> None:
+        """Start it; `settings` are environment variables without their prefix."""
+        self.port = free_port()
+        self.address = f"http://127.0.0.1:{self.port}"
+        self._client = httpx.Client(base_url=self.address, timeout=30)
+        self.journal_dir = folder / "journal"
+        self.log = folder / f"api-{self.port}.log"
+        given = {
+            "models_dir": str(models_dir),
+            "journal_dir": str(self.journal_dir),
+            "model_server_address": model_server_address,
+            "version_poll_seconds": "0.05",
+            "config": str(folder / "no.toml"),
+            **settings,
+        }
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tallybook.cli", "serve", "--port", str(self.port)],
+                env={**os.environ, **{f"TALLYBOOK_{name.upper()}": value for name, value in given.items()}},
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+
+    def wait_until_ready(self) -> str:
+        """Wait until it has printed its ready line, given back, and `/readyz` agrees."""
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, self.log.read_text()
+        wait_until(lambda: httpx.get(f"{self.address}/readyz").status_code == 200)
+        return line
+
+    def workers(self) -> list[int]:
+        """Process ids of its workers."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        return [int(pid) for pid in children.split()]
+
+    def analyze(self, text: str = "hotel", **headers: str) -> httpx.Response:
+        """POST a text as alice, unless the headers say else."""
+        return self._client.post("/analyze", json={"text": text}, headers={**USER, **headers})
+
+    def kill(self) -> None:
+        """SIGKILL to all of its processes, and wait until they are gone."""
+        self._client.close()
+        workers = self.workers() if self.process.poll() is None else []
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        wait_until(lambda: not any(Path(f"/proc/{pid}/cwd").exists() for pid in workers))
+
+
+@contextmanager
+def running_api(folder: Path, models_dir: Path, server_address: str, **settings: str) -> Iterator[ApiProcess]:
+    """An API process that is ready; killed at the end, if the test has not ended it."""
+    api = ApiProcess(folder, models_dir, server_address, **settings)
+    try:
+        api.wait_until_ready()
+        yield api
+    finally:
+        api.kill()
