@@ -132,9 +132,16 @@ def events_in(journal_dir: Path) -> list[UsageEvent]:
 class ApiProcess:
     """`tallybook serve` as a process group of its own, as operators run it."""
 
-    def __init__(self, folder: Path, models_dir: Path, model_server_address: str, **settings: str) -> None:
-        """Start it; `settings` are environment variables without their prefix."""
-        self.port = free_port()
+    def __init__(
+        self,
+        folder: Path,
+        models_dir: Path,
+        model_server_address: str,
+        port: int | None = None,
+        **settings: str,
+    ) -> None:
+        """Start it, on a free port unless one is given; `settings` are variables without their prefix."""
+        self.port = free_port() if port is None else port
         self.address = f"http://127.0.0.1:{self.port}"
         self._client = httpx.Client(base_url=self.address, timeout=30)
         self.journal_dir = folder / "journal"
@@ -147,7 +154,7 @@ class ApiProcess:
             "config": str(folder / "no.toml"),
             **settings,
         }
-        with self.log.open("wb") as log:
+        with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tallybook.cli", "serve", "--port", str(self.port)],
                 env={**os.environ, **{f"TALLYBOOK_{name.upper()}": value for name, value in given.items()}},
@@ -187,7 +194,7 @@ class ApiProcess:
 @contextmanager
 def running_api(folder: Path, models_dir: Path, server_address: str, **settings: str) -> Iterator[ApiProcess]:
     """An API process that is ready; killed at the end, if the test has not ended it."""
-    api = ApiProcess(folder, models_dir, server_address, **settings)
+    api = ApiProcess(folder, models_dir, server_address, None, **settings)
     try:
         api.wait_until_ready()
         yield api
