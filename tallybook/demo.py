@@ -26,7 +26,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from billing import audit
-from billing.ledger import bill_lines, open_ledger, reading, usage_events
+from billing.closure import prove
+from billing.ledger import bill_days, bill_lines, open_ledger, reading, usage_events
 from billing.money import format_amount, to_decimal
 from billing.settings import BillingSettings
 from tallybook.airflow import AirflowError, EmbeddedAirflow
@@ -162,10 +163,11 @@ def _send(address: str, texts: list[str], count: int) -> list[Seen]:
 
 def _bill(folder: Path, day: date) -> None:
     """Run `daily_billing` for a day that is not over yet, and show its tasks."""
+    click.echo("     starting Airflow: half a minute")
     with EmbeddedAirflow(folder / "airflow") as airflow:
         airflow.wait_until_ready(DAG)
         run = airflow.trigger(DAG, {"day": day.isoformat(), "early": True})
-        click.echo(f"     {DAG} for {day}")
+        click.echo(f"     {DAG} for {day}, triggered by REST")
 
         def show(task: str, state: str) -> None:
             if state in {"running", "success", "failed"}:
@@ -184,6 +186,8 @@ def _compare(folder: Path, seen: list[Seen]) -> bool:
         columns = (usage_events.c.id, usage_events.c.prompt_tokens, usage_events.c.completion_tokens)
         recorded = {row[0]: (row[1], row[2]) for row in connection.execute(sa.select(*columns))}
         verified = audit.verify(connection)
+        closed = connection.scalars(sa.select(bill_days.c.day).where(bill_days.c.state == "closed"))
+        proofs = [prove(connection, day) for day in sorted(closed)]
     clients = {project: _totals(s for s in seen if s.project == project) for project in DEPARTMENTS}
     click.echo(f"     {'project':<18}{'requests':>9}{'prompt':>10}{'completion':>12}{'amount':>12}")
     for project, row in billed.items():
@@ -210,6 +214,11 @@ def _compare(folder: Path, seen: list[Seen]) -> bool:
     if agree:
         click.echo(
             f"     Each of the {len(seen):,} answered requests is on the bill once, with the tokens it showed."
+        )
+    for proof in proofs:
+        click.echo(
+            f"     Proof of closure, {proof.day}: {proof.requests:,} events; tokens: {proof.event_tokens:,} in "
+            f"events = {proof.aggregate_tokens:,} in aggregates = {proof.line_tokens:,} on lines."
         )
     click.echo(f"     Sealed and verified: {verified.events:,} events, chain head {verified.head[:16]}…")
     for what in ("mails", "charts", "bills"):

@@ -17,7 +17,7 @@ from types import TracebackType
 
 
 class ProcessFailedError(Exception):
-    """A child ended though it should serve, or did not get ready in time; the message holds its last words."""
+    """A child ended though it should serve, or was not ready in time; the message holds its last words."""
 
 
 class Processes:
@@ -67,7 +67,9 @@ class Processes:
             self.check()
             if time.monotonic() > deadline:
                 names = ", ".join(name for name, _, _ in self._running)
-                raise ProcessFailedError(f"{names}: not ready after {timeout_seconds:.0f} s{self._last_words()}")
+                raise ProcessFailedError(
+                    f"{names}: not ready after {timeout_seconds:.0f} s{self._last_words()}"
+                )
             time.sleep(0.1)
 
     def check(self) -> None:

@@ -7,7 +7,7 @@ import threading
 
 import click
 
-from tallybook.processes import ProcessFailedError, Processes
+from tallybook.processes import Processes, ProcessFailedError
 
 
 @click.command()
