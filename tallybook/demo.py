@@ -212,12 +212,10 @@ def _compare(folder: Path, seen: list[Seen]) -> bool:
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", "utf-8")
     if agree:
-        click.echo(
-            f"     Each of the {len(seen):,} answered requests is on the bill once, with the tokens it showed."
-        )
+        click.echo(f"     Each of the {len(seen):,} answered requests is on the bill once, with its tokens.")
     for proof in proofs:
         click.echo(
-            f"     Proof of closure, {proof.day}: {proof.requests:,} events; tokens: {proof.event_tokens:,} in "
+            f"     Proof of closure, {proof.day}: {proof.requests:,} events; {proof.event_tokens:,} tokens in "
             f"events = {proof.aggregate_tokens:,} in aggregates = {proof.line_tokens:,} on lines."
         )
     click.echo(f"     Sealed and verified: {verified.events:,} events, chain head {verified.head[:16]}…")
