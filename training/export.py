@@ -1,0 +1,146 @@
+"""Exports a model as the next version of its folder: whole, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import tensorflow as tf  # type: ignore[import-untyped]  # ships no types
+from tokenizers import Tokenizer
+
+from training.dataset import LABELS
+from training.errors import TrainingError
+from training.model import ReviewClassifier, Tensor
+from training.tokenizer import save_tokenizer
+
+# What a user reads beside a label.
+EXPLANATIONS = {"negative": "这是一条负面评价", "positive": "这是一条正面评价"}
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,127}")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a model comes from and how good it is: the parts of its card that training knows."""
+
+    data: dict[str, Any]
+    metrics: dict[str, Any]
+    baseline: dict[str, Any]
+    training: dict[str, Any]
+
+
+def export_model(
+    model: ReviewClassifier, tokenizer: Tokenizer, models_dir: Path, name: str, provenance: Provenance
+) -> Path:
+    """Write models_dir/name/<highest version + 1>, a SavedModel that holds its tokenizer and card; return it.
+
+    It is written beside, under a name that model servers pass over, flushed to disk and renamed: a version
+    that can be seen is whole. A failure removes what was written; a kill leaves a hidden folder `.export-*`.
+
+    Raises: TrainingError: `invalid_model_name`, `export_failed` (the folder can't be written).
+    """
+    check_model_name(name)
+    parent = models_dir / name
+    beside = parent / f".export-{uuid.uuid4().hex}"
+    try:
+        beside.mkdir(parents=True)
+        _save(model, beside)
+        assets = beside / "assets.extra"
+        assets.mkdir()
+        save_tokenizer(tokenizer, assets, model.config.max_length_tokens)
+        card = _card(model, name, assets / "tokenizer.json", provenance)
+        return _publish(beside, parent, card)
+    except OSError as error:
+        raise TrainingError(
+            "export_failed", f"{parent} can't be written: {error.strerror or error}"
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def check_model_name(name: str) -> None:
+    """Raises: TrainingError: `invalid_model_name`."""
+    if not MODEL_NAME.fullmatch(name):
+        raise TrainingError(
+            "invalid_model_name",
+            "a model's name is 1-128 of letters, digits and ._-, a letter or digit first",
+        )
+
+
+def code_version() -> str:
+    """SHA-256 of the sources of this package: the same code has the same version, in an image as well."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(f"{file.name}\0".encode() + file.read_bytes())
+    return f"training-sha256:{digest.hexdigest()}"
+
+
+def _save(model: ReviewClassifier, folder: Path) -> None:
+    ids = tf.TensorSpec([None, None], tf.int32, name="input_ids")
+    mask = tf.TensorSpec([None, None], tf.int32, name="attention_mask")
+
+    @tf.function(input_signature=[ids, mask])  # type: ignore[untyped-decorator]  # tf is untyped
+    def serve(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return {"probabilities": model.probabilities(input_ids, attention_mask)}
+
+    tf.saved_model.save(model, str(folder), signatures={"serving_default": serve})
+
+
+def _card(model: ReviewClassifier, name: str, tokenizer: Path, provenance: Provenance) -> dict[str, Any]:
+    return {
+        "name": name,
+        "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "framework": f"tensorflow {tf.__version__}",
+        "labels": [{"name": label, "explanation": EXPLANATIONS[label]} for label in LABELS],
+        "max_length_tokens": model.config.max_length_tokens,
+        "tokenizer_fingerprint": hashlib.sha256(tokenizer.read_bytes()).hexdigest(),
+        "data": provenance.data,
+        "code_version": code_version(),
+        "metrics": provenance.metrics,
+        "baseline": provenance.baseline,
+        "training": provenance.training,
+    }
+
+
+def _publish(beside: Path, parent: Path, card: dict[str, Any]) -> Path:
+    """Rename to the next free version; another export may take one at the same time, so try the one after."""
+    taken = [int(entry.name) for entry in parent.iterdir() if re.fullmatch("[0-9]+", entry.name)]
+    version = max(taken, default=0) + 1
+    while True:
+        text = json.dumps({"version": version, **card}, ensure_ascii=False, indent=2)
+        (beside / "assets.extra" / "model_card.json").write_text(text + "\n", "utf-8")
+        _flush(beside)
+        final = parent / str(version)
+        try:
+            beside.rename(final)
+        except OSError:
+            if not final.exists():
+                raise
+            version += 1
+        else:
+            _flush_folder(parent)
+            return final
+
+
+def _flush(folder: Path) -> None:
+    """Put every file and folder of a tree on disk, so that a power cut after the rename finds them whole."""
+    for at, _, files in os.walk(folder):
+        for name in files:
+            with (Path(at) / name).open("rb") as file:
+                os.fsync(file.fileno())
+        _flush_folder(Path(at))
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
