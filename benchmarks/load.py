@@ -1,4 +1,4 @@
-"""A load generator: one process, raw keep-alive sockets, so little work a request that it can't be the bottleneck."""
+"""A load generator: one process and raw keep-alive sockets, with little work of its own for a request."""
 
 from __future__ import annotations
 
@@ -61,7 +61,10 @@ class _Connection:
 
 
 def run(address: tuple[str, int], request: bytes, clients: int, seconds: float) -> Load:
-    """Keep so many connections busy for a time, each sending its next request when it has its answer."""
+    """Keep so many connections busy for a time, each sending its next request when it has its answer.
+
+    Raises: TimeoutError: nothing was answered. OSError: a connection failed.
+    """
     selector = selectors.DefaultSelector()
     connections = [_Connection(address) for _ in range(clients)]
     latencies: list[float] = []
@@ -83,6 +86,8 @@ def run(address: tuple[str, int], request: bytes, clients: int, seconds: float) 
     for connection in connections:
         connection.socket.close()
     selector.close()
+    if not latencies:
+        raise TimeoutError(f"no answer from {address[0]}:{address[1]} within {seconds:g} s")
     latencies.sort()
     return Load(
         requests=len(latencies),

@@ -44,7 +44,7 @@ def rows(models_dir: Path) -> list[Row]:
             _python("-m", "benchmarks.encoder_model", str(models_dir / NAME / "1"))
         version = max(int(path.parent.name) for path in (models_dir / NAME).glob("*/saved_model.pb"))
         direct = json.loads(_python("-m", "benchmarks.model_server", str(models_dir / NAME / str(version))))
-        with _server(models_dir) as address:
+        with running_server(models_dir) as address:
             return _measure(address, version, kind, direct)
 
 
@@ -142,7 +142,8 @@ def _chunks(inputs: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 @contextmanager
-def _server(models_dir: Path) -> Iterator[str]:
+def running_server(models_dir: Path) -> Iterator[str]:
+    """The embedded model server as a process of its own; gives its address."""
     command = "from serving.model_server.cli import serve_model; serve_model()"
     process = subprocess.Popen(  # noqa: S603  our own server
         [sys.executable, "-c", command, "--port", "0", "--models-dir", str(models_dir)],

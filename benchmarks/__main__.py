@@ -1,0 +1,30 @@
+"""Measures the API and the model server beside the limits of this machine: `python -m benchmarks [DIR]`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import api, model_server
+from benchmarks.model_server import Row
+
+
+def main() -> None:
+    """Measure and print one table."""
+    models_dir = Path(sys.argv[1] if len(sys.argv) > 1 else "models")
+    started = time.monotonic()
+    for measure in (model_server.rows, api.rows):
+        for measured in measure(models_dir):
+            print(_line(measured), flush=True)  # noqa: T201
+        print()  # noqa: T201
+    print(f"{time.monotonic() - started:.0f} s")  # noqa: T201
+
+
+def _line(measured: Row) -> str:
+    share = f"{measured['ratio']:6.2f} of {measured['of']}" if measured["of"] else ""
+    return f"{measured['name']:66} {measured['value']:10,.1f} {measured['unit']:12}{share}".rstrip()
+
+
+if __name__ == "__main__":
+    main()
