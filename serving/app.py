@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from flask import Flask, Response, request
@@ -78,6 +79,8 @@ def _failed(error: Exception) -> Response:
     if code == "internal_error":
         log.error("request %s failed", current.request_id, exc_info=error)
     current.code = code
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        current.reason = message
     body = errors.render(code, message, current.request_id)
     response = Response(body, status, content_type="application/json")
     if isinstance(error, MethodNotAllowed) and error.valid_methods:

@@ -10,6 +10,8 @@ from typing import Protocol
 from serving.errors import ApiError, ModelUnavailableError
 from serving.tokenization import ModelVersion, VersionRefusedError, load_version
 
+_LOOK_SECONDS = 2.0  # how long the model server may take to say what it serves
+
 log = logging.getLogger(__name__)
 
 
@@ -98,7 +100,7 @@ class Catalog:
     def _look_now(self) -> None:
         self._looks += 1
         try:
-            states = self._server.version_states(self._model, self._poll_seconds)
+            states = self._server.version_states(self._model, _LOOK_SECONDS)
         except ApiError as error:
             # Requests go on trying the version they know: the server may be back before the next look.
             self._note(error.message.rstrip("."))

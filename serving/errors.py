@@ -195,11 +195,15 @@ _NOT_A_WORD = re.compile(r"[^a-z0-9]+")
 def describe(error: BaseException) -> tuple[int, str, str]:
     """HTTP status, stable code and message of any exception; one that is not expected leaks nothing."""
     if isinstance(error, ApiError):
-        return error.status, error.code, error.message
+        return error.status, error.code, _sentence(error.message)
     if isinstance(error, HTTPException) and error.code is not None and error.code >= HTTPStatus.BAD_REQUEST:
         code = _NOT_A_WORD.sub("_", error.name.lower()).strip("_")
         return error.code, code, f"{error.name}."
     return HTTPStatus.INTERNAL_SERVER_ERROR, "internal_error", _INTERNAL
+
+
+def _sentence(message: str) -> str:
+    return message[:1].upper() + message[1:] + ("" if message.endswith((".", "!", "?")) else ".")
 
 
 def render(code: str, message: str, request_id: str) -> bytes:

@@ -110,10 +110,10 @@ def _announce(settings: ServingSettings, started: Synchronized[int]) -> None:
         started.value += 1
         everyone = started.value == settings.workers
     if everyone:
+        workers = "1 worker" if settings.workers == 1 else f"{settings.workers} workers"
         print(  # noqa: T201 -- the one line that a person or a script waits for
-            f"tallybook serve: http://{settings.host}:{settings.port} is up "
-            f"({settings.workers} workers, {settings.threads} requests each; "
-            f"model server {settings.model_server_address}; journal {settings.journal_dir})",
+            f"API listening on http://{settings.host}:{settings.port}: {workers}, "
+            f"model server {settings.model_server_address}, journal {settings.journal_dir}",
             flush=True,
         )
 

@@ -18,8 +18,8 @@ class Trace:
     """One request. Its id is the id of its usage event, and never a client's."""
 
     __slots__ = (
-        "caller", "code", "completion_tokens", "model_version", "prompt_tokens", "request_id", "route",
-        "started", "status",
+        "caller", "code", "completion_tokens", "model_version", "prompt_tokens", "reason", "request_id",
+        "route", "started", "status",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -32,6 +32,7 @@ class Trace:
         self.prompt_tokens: int | None = None
         self.completion_tokens: int | None = None
         self.code: str | None = None
+        self.reason: str | None = None  # of a failure that is not the client's
 
     def log(self, environ: Mapping[str, Any], seconds: float) -> None:
         """Write the request's log line."""
@@ -46,6 +47,7 @@ class Trace:
                 "path": _shortened(environ["PATH_INFO"]) if self.route is None else self.route,
                 "status": self.status,
                 "code": self.code,
+                "reason": self.reason,
                 "user": caller and caller.user,
                 "project": caller and caller.project,
                 "client_ip": caller and caller.client_ip,

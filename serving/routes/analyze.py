@@ -141,7 +141,7 @@ def text_of(body: bytes) -> str:
     except orjson.JSONDecodeError as error:
         if "surrogate" in error.msg or "UTF-8" in error.msg:
             raise InvalidEncodingError("The body must be UTF-8, without halves of surrogate pairs.") from None
-        raise InvalidJsonError(f"The body is not JSON: {error}.") from None
+        raise InvalidJsonError(f"The body is not JSON: {error}") from None
     if not isinstance(document, dict):
         raise InvalidJsonError('The body must be a JSON object: {"text": "..."}.')
     if "text" not in document:

@@ -25,7 +25,7 @@ def blueprint(services: Services) -> Blueprint:
         problems = {"journal": services.journal.problem(), services.catalog.model: services.catalog.problem()}
         missing = [f"{part}: {problem}" for part, problem in problems.items() if problem is not None]
         if missing:
-            raise NotReadyError("; ".join(missing))
+            raise NotReadyError(f"Not ready: {'; '.join(missing)}")
         version = services.catalog.current()
         return _json(
             {

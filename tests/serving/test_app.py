@@ -8,6 +8,7 @@ from apis import USER, Api, running_app
 
 from serving import logs
 from serving.app import create_app
+from serving.errors import ModelUnavailableError
 from serving.settings import ServingSettings
 
 
@@ -83,6 +84,16 @@ def test_a_refused_request_is_logged_without_tokens(api: Api, lines: list[dict[s
     [line] = lines
     assert (line["status"], line["code"], line["user"]) == (400, "empty_text", "alice")
     assert line["prompt_tokens"] is None
+
+
+def test_a_failure_that_is_not_the_clients_is_logged_with_its_reason(
+    api: Api, lines: list[dict[str, Any]]
+) -> None:
+    api.server.failure = ModelUnavailableError("the model server can't be reached")
+    message = api.analyze().get_json()["error"]["message"]
+    [line] = lines
+    assert message == line["reason"] == "The model server can't be reached."
+    assert (line["level"], line["code"]) == ("error", "model_unavailable")
 
 
 def test_a_refused_name_reaches_no_log(api: Api, lines: list[dict[str, Any]]) -> None:

@@ -209,7 +209,9 @@ def test_an_unknown_path_forges_no_log_line(api_for_headers: ApiProcess) -> None
 def test_peers_that_vanish_are_noticed(api_for_headers: ApiProcess) -> None:
     """The kernel probes idle connections: in /proc/net/tcp, timer 02 is the keepalive timer."""
     with socket.create_connection(("127.0.0.1", api_for_headers.port)) as connection:
-        connection.sendall(b"POST /analyze HTTP/1.1\r\nHost: a\r\nX-User-ID: alice\r\nContent-Length: 5\r\n\r\n{")
+        connection.sendall(
+            b"POST /analyze HTTP/1.1\r\nHost: a\r\nX-User-ID: alice\r\nContent-Length: 5\r\n\r\n{"
+        )
         ours = f"{connection.getsockname()[1]:04X}"
 
         def timer() -> str | None:
