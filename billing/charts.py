@@ -245,7 +245,11 @@ def _font_of(colour: str = _INK, size: float = _TEXT_PT) -> dict[str, Any]:
 def _font() -> str:
     """Make the font that draws Chinese known to matplotlib, once."""
     fontManager.addfont(str(noto_cjk_sans_otc.FONT_PATH))
-    return "Noto Sans CJK SC"
+    if _CHINESE_FACE in fontManager.get_font_names():
+        return _CHINESE_FACE
+    # matplotlib 3.10, the last for Python 3.10, knows the file's first face only: the same letters, some
+    # of them in their Japanese shape.
+    return FontProperties(fname=str(noto_cjk_sans_otc.FONT_PATH)).get_name()
 
 
 @cache
