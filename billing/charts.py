@@ -28,6 +28,7 @@ _DPI = 192
 _TEXT_PT, _TITLE_PT = 11, 12.5
 _MARGIN, _GAP = 4, 16
 _COLOURS = 64
+_CHINESE_FACE = "Noto Sans CJK SC"
 # Told apart by people who see colours differently, and 3:1 or more against white.
 _PROMPT, _COMPLETION, _EARLIER, _INK, _FAINT, _GRID = (
     "#0072b2", "#d55e00", "#5a9bc9", "#26323f", "#5b6875", "#dde3e8",
