@@ -215,8 +215,9 @@ def _compare(folder: Path, seen: list[Seen]) -> bool:
         click.echo(f"     Each of the {len(seen):,} answered requests is on the bill once, with its tokens.")
     for proof in proofs:
         click.echo(
-            f"     Proof of closure, {proof.day}: {proof.requests:,} events; {proof.event_tokens:,} tokens in "
-            f"events = {proof.aggregate_tokens:,} in aggregates = {proof.line_tokens:,} on lines."
+            f"     Proof of closure, {proof.day}: {proof.requests:,} events; "
+            f"{proof.event_tokens:,} tokens in events = {proof.aggregate_tokens:,} in aggregates "
+            f"= {proof.line_tokens:,} on lines."
         )
     click.echo(f"     Sealed and verified: {verified.events:,} events, chain head {verified.head[:16]}…")
     for what in ("mails", "charts", "bills"):

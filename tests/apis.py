@@ -17,9 +17,7 @@ import numpy as np
 import orjson
 from flask import Flask
 from flask.testing import FlaskClient
-from modelservers import wait_until
 from numpy.typing import NDArray
-from savedmodels import tiny_probabilities, write_assets
 
 from serving.app import SERVICES, build_app
 from serving.errors import ModelVersionNotFoundError
@@ -28,6 +26,8 @@ from serving.settings import ServingSettings
 from tallybook.processes import free_port
 from tallybook.segments import read_segment
 from tallybook.usage import UsageEvent
+from tests.modelservers import wait_until
+from tests.savedmodels import tiny_probabilities, write_assets
 
 MODEL = "review-sentiment"
 USER = {"X-User-ID": "alice"}

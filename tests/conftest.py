@@ -6,7 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from savedmodels import export_tiny_model
+
+from tests.savedmodels import export_tiny_model
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,12 @@ def test_a_file_can_be_read_in_one_sitting(package: str) -> None:
 
 
 def test_the_command_line_starts_without_the_heavy_packages() -> None:
-    code = "import sys; from tallybook.cli import main; main(['--help'], standalone_mode=False); print(*sys.modules)"
+    code = """
+import sys
+from tallybook.cli import main
+main(["--help"], standalone_mode=False)
+print(*sys.modules)
+"""
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
     loaded = set(told.stdout.split())
     assert not loaded & {"tensorflow", "flask", "sqlalchemy", "airflow", "matplotlib", "numpy"}

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
 
-from factories import ZONE, a_price, write_segment
 from sqlalchemy.engine import Engine
 
 from billing.bills import Closing, close_day, rate_day
@@ -16,6 +15,7 @@ from billing.ledger import reading, writing
 from billing.prices import Price, sync_prices
 from billing.report import DayReport, day_report
 from tallybook.usage import UsageEvent
+from tests.billing.factories import ZONE, a_price, write_segment
 
 
 def at(day: date, hour: int = 12, minute: int = 0) -> datetime:

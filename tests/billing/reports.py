@@ -5,12 +5,11 @@ from __future__ import annotations
 from datetime import date, timedelta
 from typing import Any
 
-from factories import AFTER, DAY, ZONE
-
 from billing.closure import Proof
 from billing.report import DayReport, Hour, TrendDay
 from billing.totals import Part, Totals
 from tallybook.calendar import ONE_DAY, ONE_HOUR, day_interval
+from tests.billing.factories import AFTER, DAY, ZONE
 
 BEFORE = DAY - ONE_DAY
 

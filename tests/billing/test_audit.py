@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from factories import AFTER, DAY, ZONE, a_price, an_event, write_segment
 from sqlalchemy.engine import Connection, Engine
 
 from billing import chain
@@ -26,6 +25,7 @@ from billing.ledger import (
 )
 from billing.merkle import leaf_hash, root_from_path
 from billing.prices import sync_prices
+from tests.billing.factories import AFTER, DAY, ZONE, a_price, an_event, write_segment
 
 EVENTS = [replace(an_event(user=f"user-{n % 3}"), id=f"000-{n:03d}") for n in range(20)]
 LATE = an_event()

@@ -8,8 +8,6 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from days import at, bring, close, report
-from factories import DAY, a_price, an_event
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.engine import Engine
@@ -17,6 +15,8 @@ from sqlalchemy.engine import Engine
 from billing.bill_csv import COLUMNS, read_lines, write_bill
 from billing.ledger import reading
 from billing.money import to_decimal
+from tests.billing.days import at, bring, close, report
+from tests.billing.factories import DAY, a_price, an_event
 
 
 def a_line(**changes: Any) -> dict[str, Any]:

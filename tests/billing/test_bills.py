@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from factories import AFTER, DAY, NOON, ZONE, a_price, an_event, write_segment
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import Engine
@@ -19,6 +18,7 @@ from billing.ledger import bill_days, bill_lines, open_ledger, reading, usage_ev
 from billing.money import charge
 from billing.prices import Price, sync_prices
 from tallybook.usage import UsageEvent
+from tests.billing.factories import AFTER, DAY, NOON, ZONE, a_price, an_event, write_segment
 
 NEXT = DAY + timedelta(days=1)
 AFTER_NEXT = AFTER + timedelta(days=1)

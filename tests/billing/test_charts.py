@@ -8,12 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
-from reports import a_report, a_trend, an_empty_report, some
 
 from billing.charts import draw_charts
 from billing.report import DayReport, Hour
 from billing.totals import Part, Totals
 from billing.words import Language
+from tests.billing.reports import a_report, a_trend, an_empty_report, some
 
 BLUE, ORANGE = (0, 114, 178), (213, 94, 0)
 

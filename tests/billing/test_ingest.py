@@ -8,7 +8,6 @@ from pathlib import Path
 import orjson
 import pytest
 import sqlalchemy as sa
-from factories import DAY, NOON, ZONE, an_event, write_segment
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import Engine
@@ -26,6 +25,7 @@ from billing.ledger import (
     writing,
 )
 from tallybook.segments import REFUSED, committed
+from tests.billing.factories import DAY, NOON, ZONE, an_event, write_segment
 
 
 def stored_ids(ledger: Engine) -> list[str]:

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from factories import DAY, NOON, an_event, write_segment
 
 from billing.audit import verify
 from billing.ledger import bill_lines, open_ledger, reading, usage_events, usage_hours
+from tests.billing.factories import DAY, NOON, an_event, write_segment
 
 KILLS = int(os.environ.get("TALLYBOOK_DRILL_KILLS", "3"))
 EVENTS_A_ROUND = 4000

@@ -10,11 +10,8 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from days import at, bring, close, report
-from factories import AFTER, DAY, an_event
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reports import a_proof, a_report, a_trend, an_empty_report, some
 from sqlalchemy.engine import Engine
 
 from billing.bill_csv import read_lines, write_bill
@@ -26,6 +23,9 @@ from billing.mail import compose
 from billing.report import Correction, DayReport
 from billing.totals import Part
 from billing.words import Language
+from tests.billing.days import at, bring, close, report
+from tests.billing.factories import AFTER, DAY, an_event
+from tests.billing.reports import a_proof, a_report, a_trend, an_empty_report, some
 
 PNG = b"\x89PNG\r\n\x1a\n not really"
 

@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from factories import AFTER, DAY
-from mailserver import MailServer, mail_server
 from sqlalchemy.engine import Engine
 
 from billing.errors import MailError
@@ -25,6 +23,8 @@ from billing.mail import POLICY
 from billing.outbox import Delivery, deliver, enqueue, is_enqueued
 from billing.settings import BillingSettings
 from billing.smtp import SmtpServer
+from tests.billing.factories import AFTER, DAY
+from tests.billing.mailserver import MailServer, mail_server
 
 
 def a_mail(*recipients: str, text: str = "账单 ¥1.00\r\n.\r\nFrom here on\r\n") -> EmailMessage:

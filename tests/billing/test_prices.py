@@ -3,12 +3,12 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from factories import a_price
 from sqlalchemy.engine import Engine
 
 from billing.errors import PricesError
 from billing.ledger import reading, writing
 from billing.prices import Price, PriceList, kept_prices, read_prices, sync_prices
+from tests.billing.factories import a_price
 
 GOOD = """
 currency = "CNY"

@@ -1,12 +1,12 @@
 from decimal import Decimal
 
 import pytest
-from factories import a_price
 from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.money import charge
 from billing.rating import UNRATED, Charge, Usage, difference, rate
+from tests.billing.factories import a_price
 
 
 def test_cached_tokens_are_part_of_the_input_and_charged_once() -> None:

@@ -5,8 +5,6 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
-from days import at, bring, close, draft, report
-from factories import DAY, a_price, an_event
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import Engine
@@ -17,6 +15,8 @@ from billing.ledger import bill_lines, reading, usage_hours, writing
 from billing.report import Correction, OpenDay, TrendDay, day_report
 from billing.totals import Part, Totals
 from tallybook.usage import UsageEvent
+from tests.billing.days import at, bring, close, draft, report
+from tests.billing.factories import DAY, a_price, an_event
 
 BEFORE = DAY - timedelta(days=1)
 NEXT = DAY + timedelta(days=1)

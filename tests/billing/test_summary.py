@@ -8,10 +8,8 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from factories import DAY, ZONE
 from hypothesis import given
 from hypothesis import strategies as st
-from reports import a_report, an_empty_report, some
 
 from billing.driver import Cause, Change, Driver
 from billing.report import Correction, OpenDay
@@ -19,6 +17,8 @@ from billing.summary import Notice, notices, paragraphs, subject
 from billing.texts import CHINESE, ENGLISH
 from billing.totals import Part, Totals
 from billing.words import Words, average, number, percent, shown, signed, signed_amount
+from tests.billing.factories import DAY, ZONE
+from tests.billing.reports import a_report, an_empty_report, some
 
 UP = a_report(
     some(1200, 2431, requests=12, cached_tokens=200),

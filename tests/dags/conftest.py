@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
-import dag_runs
 import pytest
 
 from tallybook.airflow import environment
 from tallybook.usage import UsageEvent, new_event_id
+from tests.dags import dag_runs
 
 ZONE = ZoneInfo("Asia/Shanghai")
 PRICES = Path(__file__).parents[2] / "prices.toml"

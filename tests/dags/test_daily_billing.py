@@ -10,11 +10,11 @@ from email.policy import default
 from pathlib import Path
 
 import pytest
-from conftest import ZONE, AirflowProcess
-from dag_runs import SLOW
 
 from tallybook.calendar import today
 from tallybook.processes import free_port
+from tests.dags.conftest import ZONE, AirflowProcess
+from tests.dags.dag_runs import SLOW
 
 DAY = date(2026, 11, 18)
 STEPS = ["ingest", "rate", "close", "report", "mail"]

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from apis import ApiProcess
-from modelservers import wait_until
+
+from tests.apis import ApiProcess
+from tests.modelservers import wait_until
 
 CLIENTS = 12
 _MOST_ANSWERS = 150  # between a restart and the next kill

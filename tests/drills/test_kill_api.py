@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 import pytest
-from apis import events_in
-from killing import kill_under_load
+
+from tests.apis import events_in
+from tests.drills.killing import kill_under_load
 
 KILLS = int(os.environ.get("TALLYBOOK_DRILL_KILLS", "3"))
 

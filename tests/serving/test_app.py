@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apis import USER, Api, running_app
 
 from serving import logs
 from serving.app import create_app
 from serving.errors import ModelUnavailableError
 from serving.settings import ServingSettings
+from tests.apis import USER, Api, running_app
 
 
 @pytest.fixture

@@ -13,8 +13,6 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from modelservers import TIMEOUT_SECONDS, Gate, running_server, wait_until
-from savedmodels import tiny_probabilities
 
 from serving.inference import (
     ModelClient,
@@ -25,6 +23,8 @@ from serving.inference import (
 )
 from serving.model_server.server import ModelServer
 from serving.protos import predict_pb2, tensor_of
+from tests.modelservers import TIMEOUT_SECONDS, Gate, running_server, wait_until
+from tests.savedmodels import tiny_probabilities
 
 NAME = "review-sentiment"
 IDS = [2, 9, 17, 3]

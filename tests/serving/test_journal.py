@@ -225,6 +225,7 @@ def test_closing_commits_what_waits_and_refuses_what_comes_later(
         wait_until(lambda: journal.problem() == "the journal is closed")
         with pytest.raises(JournalError):
             journal.append({"id": "3"}, WAIT_SECONDS)
+        assert not closing.done()
         disk_answers.set()
         for waiting in (first, second, closing):
             waiting.result(WAIT_SECONDS)

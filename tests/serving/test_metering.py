@@ -3,9 +3,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apis import running_app
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from tests.apis import running_app
 
 TEXT = "房间很干净" * 10
 

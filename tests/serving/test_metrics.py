@@ -1,7 +1,13 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from serving import metrics
 from serving.metrics import OTHER_PROJECTS, Metrics
+from serving.settings import METRICS_FOLDER_VARIABLE
 from tallybook.usage import NAME
 
 
@@ -19,3 +25,18 @@ def test_projects_beyond_the_first_share_one_label(monkeypatch: pytest.MonkeyPat
 
 def test_no_project_can_have_the_name_of_the_others() -> None:
     assert not NAME.fullmatch(OTHER_PROJECTS)
+
+
+def test_calls_that_a_killed_worker_had_under_way_are_not_under_way_any_more(tmp_path: Path) -> None:
+    def worker(code: str) -> str:
+        program = f"import os; from serving.metrics import Metrics; counted = Metrics(); {code}"
+        environment = {**os.environ, METRICS_FOLDER_VARIABLE: str(tmp_path)}
+        ran = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+        )
+        return ran.stdout
+
+    worker("counted.request('/analyze', 200, 0.1); counted.model_in_flight.inc(); os.kill(os.getpid(), 9)")
+    text = worker("counted.model_in_flight.inc(); print(counted.exposition().decode())")
+    assert "tallybook_model_in_flight 1.0" in text
+    assert 'tallybook_requests_total{route="/analyze",status="200"} 1.0' in text

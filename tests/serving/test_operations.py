@@ -3,11 +3,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from apis import Api, StandIn, alter_card, export, running_app
-from modelservers import wait_until
 
 from serving import journal
 from serving.errors import ModelUnavailableError
+from tests.apis import Api, StandIn, alter_card, export, running_app
+from tests.modelservers import wait_until
 
 
 @pytest.fixture

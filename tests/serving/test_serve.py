@@ -16,11 +16,11 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-from apis import USER, ApiProcess, events_in, running_api
-from modelservers import Gate, running_server, wait_until
-from savedmodels import tiny_probabilities
 
 from tallybook.processes import free_port
+from tests.apis import USER, ApiProcess, events_in, running_api
+from tests.modelservers import Gate, running_server, wait_until
+from tests.savedmodels import tiny_probabilities
 
 
 @contextmanager

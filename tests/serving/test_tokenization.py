@@ -4,14 +4,14 @@ from typing import Any
 
 import orjson
 import pytest
-from apis import MODEL, alter_card, export
 from hypothesis import given
 from hypothesis import strategies as st
-from savedmodels import LABELS
 from tokenizers import Tokenizer
 
 from serving.errors import EmptyTextError, ModelRejectedError, TextTooLongError
 from serving.tokenization import ModelVersion, VersionRefusedError, load_version
+from tests.apis import MODEL, alter_card, export
+from tests.savedmodels import LABELS
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Write the mails of sample days as HTML pages to look at: `python tests/tools/preview_mail.py FOLDER`."""
+"""Write the mails of sample days as HTML pages to look at: `python -m tests.tools.preview_mail FOLDER`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from email.message import EmailMessage
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from sample_ledger import EARLY, EMPTY, FIRST, NORMAL, SURGE, sample_ledger
-
 from billing.bill_csv import read_lines, write_bill
 from billing.charts import draw_charts
 from billing.closure import prove
@@ -17,6 +15,7 @@ from billing.ledger import reading
 from billing.mail import compose
 from billing.report import day_report
 from billing.words import Language
+from tests.tools.sample_ledger import EARLY, EMPTY, FIRST, NORMAL, SURGE, sample_ledger
 
 DAYS = {"first": FIRST, "normal": NORMAL, "surge": SURGE, "empty": EMPTY, "early": EARLY}
 LANGUAGES: tuple[Language, ...] = ("en", "zh")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterator
 from datetime import date, timedelta
 from decimal import Decimal
@@ -11,13 +10,10 @@ from pathlib import Path
 
 from sqlalchemy.engine import Engine
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "billing"))
-
-from days import at, bring, close, draft
-from factories import ZONE, a_price, an_event
-
 from billing.ledger import open_ledger
 from tallybook.usage import UsageEvent
+from tests.billing.days import at, bring, close, draft
+from tests.billing.factories import ZONE, a_price, an_event
 
 FIRST = date(2026, 10, 20)
 NORMAL = date(2026, 11, 19)

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import grpc
 import pytest
-from modelservers import (
+
+from serving.model_server.server import create_server
+from serving.model_server.settings import ModelServerSettings
+from tests.modelservers import (
     TIMEOUT_SECONDS,
     Calls,
     Gate,
@@ -20,10 +23,7 @@ from modelservers import (
     text,
     wait_until,
 )
-from savedmodels import tiny_probabilities
-
-from serving.model_server.server import create_server
-from serving.model_server.settings import ModelServerSettings
+from tests.savedmodels import tiny_probabilities
 
 NAME = "review-sentiment"
 CODE = grpc.StatusCode

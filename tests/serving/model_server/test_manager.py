@@ -11,12 +11,12 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from savedmodels import export_tiny_model, tiny_probabilities
 
 from serving.model_server.batcher import BatchLimits, Prediction
 from serving.model_server.errors import LoadError, NotServedError
 from serving.model_server.loaded_model import LoadedModel
 from serving.model_server.manager import RETRY_SECONDS, Model, ModelManager
+from tests.savedmodels import export_tiny_model, tiny_probabilities
 
 NAME = "review-sentiment"
 IDS = [2, 9, 17, 3]

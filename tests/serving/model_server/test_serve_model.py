@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from savedmodels import tiny_probabilities
 
 from serving.inference import ModelClient
+from tests.savedmodels import tiny_probabilities
 
 TIMEOUT_SECONDS = 60.0
 NAME = "review-sentiment"

@@ -10,7 +10,10 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from modelservers import (
+
+from serving.model_server.server import ModelServer
+from serving.protos import get_model_metadata_pb2
+from tests.modelservers import (
     TIMEOUT_SECONDS,
     Gate,
     Stubs,
@@ -20,10 +23,7 @@ from modelservers import (
     text,
     wait_until,
 )
-from savedmodels import VOCABULARY, tiny_probabilities
-
-from serving.model_server.server import ModelServer
-from serving.protos import get_model_metadata_pb2
+from tests.savedmodels import VOCABULARY, tiny_probabilities
 
 NAME = "review-sentiment"
 CODE = grpc.StatusCode
