@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,8 @@ def test_closing_commits_what_waits_and_refuses_what_comes_later(
         wait_until(lambda: journal.problem() == "the journal is closed")
         with pytest.raises(JournalError):
             journal.append({"id": "3"}, WAIT_SECONDS)
-        assert not closing.done()
+        with pytest.raises(FutureTimeoutError):
+            closing.result(0.2)
         disk_answers.set()
         for waiting in (first, second, closing):
             waiting.result(WAIT_SECONDS)
