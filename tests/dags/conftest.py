@@ -7,7 +7,6 @@ import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from datetime import date, datetime, time
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
@@ -23,22 +22,27 @@ PRICES = Path(__file__).parents[2] / "prices.toml"
 
 
 class AirflowProcess(NamedTuple):
-    """A process with an Airflow of its own: what it read in the DAG file, and how to run the DAG in it."""
+    """A process with an Airflow of its own: what it read in the DAG file, and what it is asked to do."""
 
     parsed: dag_runs.Parsed
-    run: Callable[..., dag_runs.Outcome]
+    call: Callable[..., Any]
+
+    def run(self, *args: Any, **kwargs: Any) -> dag_runs.Outcome:
+        """`dag_runs.run` in that process."""
+        outcome: dag_runs.Outcome = self.call(dag_runs.run, *args, **kwargs)
+        return outcome
 
 
 @pytest.fixture(scope="session")
 def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AirflowProcess]:
     home = tmp_path_factory.mktemp("airflow")
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        parsed = pool.submit(dag_runs.prepare, environment(home, port=1)).result()
 
-        def run(*args: Any, **kwargs: Any) -> dag_runs.Outcome:
-            return pool.submit(partial(dag_runs.run, *args, **kwargs)).result()
+        def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            return pool.submit(function, *args, **kwargs).result()
 
-        yield AirflowProcess(parsed, run)
+        variables = environment(home, port=1) | {"TALLYBOOK_TIME_ZONE": ZONE.key}
+        yield AirflowProcess(call(dag_runs.prepare, variables), call)
 
 
 @pytest.fixture

@@ -81,6 +81,25 @@ def run(
     )
 
 
+def intervals(
+    environment: dict[str, str], first: datetime, last: datetime
+) -> list[tuple[datetime, datetime]]:
+    """The data intervals that the scheduler would run the DAG for, one after the other."""
+    os.environ |= environment
+    from airflow.sdk import timezone
+    from airflow.serialization.encoders import coerce_to_core_timetable
+    from airflow.timetables.base import TimeRestriction
+
+    timetable = coerce_to_core_timetable(_dag().timetable)
+    between = TimeRestriction(timezone.coerce_datetime(first), timezone.coerce_datetime(last), catchup=True)
+    found: list[Any] = []
+    while info := timetable.next_dagrun_info(
+        last_automated_data_interval=found[-1] if found else None, restriction=between
+    ):
+        found.append(info.data_interval)
+    return [(interval.start, interval.end) for interval in found]
+
+
 def _log_file() -> Path:
     return Path(os.environ["AIRFLOW_HOME"]) / "log.txt"
 

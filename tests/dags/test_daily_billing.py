@@ -8,13 +8,14 @@ from datetime import date, datetime, timedelta, timezone
 from email import message_from_bytes
 from email.policy import default
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 
-from tallybook.calendar import today
+from tallybook.calendar import billing_day, day_interval, today
 from tallybook.processes import free_port
+from tests.dags import dag_runs
 from tests.dags.conftest import ZONE, AirflowProcess
-from tests.dags.dag_runs import SLOW
 
 DAY = date(2026, 11, 18)
 STEPS = ["ingest", "rate", "close", "report", "mail"]
@@ -52,8 +53,21 @@ def test_a_day_is_billed_after_its_midnight_in_the_billing_time_zone(airflow: Ai
     assert (parsed.catchup, parsed.max_active_runs) == (False, 1)
 
 
+@pytest.mark.parametrize("zone", ["Asia/Shanghai", "America/Santiago", "Australia/Lord_Howe"])
+def test_every_billing_day_gets_one_run_after_its_end(
+    airflow: AirflowProcess, settings: dict[str, str], zone: str
+) -> None:
+    # Santiago skips the hour after midnight in September, Lord Howe shifts by half an hour.
+    first, last = datetime(2026, 1, 1, 12, tzinfo=timezone.utc), datetime(2027, 1, 1, 12, tzinfo=timezone.utc)
+    runs = airflow.call(dag_runs.intervals, settings | {"TALLYBOOK_TIME_ZONE": zone}, first, last)
+    days = [billing_day(start, ZoneInfo(zone)) for start, _ in runs]
+    assert days == [days[0] + timedelta(number) for number in range(365)]
+    for day, (_, end) in zip(days, runs, strict=True):
+        assert timedelta(0) <= end - day_interval(day, ZoneInfo(zone)).end < timedelta(hours=2)
+
+
 def test_reading_the_dag_loads_neither_ledger_nor_charts(airflow: AirflowProcess) -> None:
-    assert not airflow.parsed.loaded & SLOW
+    assert not airflow.parsed.loaded & dag_runs.SLOW
 
 
 def test_a_second_run_of_a_day_changes_nothing(
