@@ -66,6 +66,7 @@ def close_day(
     zone: tzinfo,
     *,
     early: bool = False,
+    closed_with: date | None = None,
     now: datetime | None = None,
 ) -> Closing:
     """Close a day for ever, if events = aggregates = lines to the token and to the last decimal.
@@ -73,7 +74,7 @@ def close_day(
     Rates it anew first, so that what is proven is what is closed, marks what came late for earlier days as
     being on this bill, and seals the bill in the audit chain. A closed day is proven again and left as it
     is. With `early`, a day may be closed before it is over: what it still brings becomes corrections on
-    the next bill.
+    the next bill. `closed_with` notes the later day whose closing caught up with this one.
     Raises: DayError: the day is not over (code day_not_over) or has not begun (day_in_future).
         ClosureError: a mismatch; the caller's transaction must be rolled back.
     """
@@ -82,8 +83,7 @@ def close_day(
     already = _state(connection, day) == "closed"
     if not already:
         interval = day_interval(day, zone)
-        if interval.start > now:
-            raise DayError("day_in_future", f"{day} has not begun")
+        check_begun(day, zone, now)
         if interval.end > now and not early:
             raise DayError(
                 "day_not_over", f"{day} is not over; bill it tomorrow, or close it early on purpose"
@@ -100,13 +100,29 @@ def close_day(
         connection.execute(
             bill_days.update()
             .where(bill_days.c.day == day)
-            .values(state="closed", early=interval.end > now, closed_at=now)
+            .values(state="closed", early=interval.end > now, closed_at=now, closed_with=closed_with)
         )
     proof = prove(connection, day)
     if not already:
         facts = {"early": interval.end > now, "proof": asdict(proof)}
         chain.append(connection, "close", asdict(chain.seal(connection, day)) | facts, now)
     return Closing(day, _count_lines(connection, day), proof, newly_closed=not already)
+
+
+def check_begun(day: date, zone: tzinfo, now: datetime | None = None) -> None:
+    """Raises: DayError: the day has not begun (code day_in_future)."""
+    if day_interval(day, zone).start > (now or datetime.now(timezone.utc)):
+        raise DayError("day_in_future", f"{day} has not begun")
+
+
+def days_to_catch_up(
+    connection: Connection, day: date, zone: tzinfo, now: datetime | None = None
+) -> list[date]:
+    """Days before this one that have usage, are over, and are not closed: nobody ran their billing."""
+    closed = sa.select(bill_days.c.day).where(bill_days.c.state == "closed")
+    used = sa.select(usage_hours.c.day).where(usage_hours.c.day < day, usage_hours.c.day.not_in(closed))
+    moment = now or datetime.now(timezone.utc)
+    return sorted(d for d in set(connection.scalars(used)) if day_interval(d, zone).end <= moment)
 
 
 def _owing_days(connection: Connection, day: date) -> list[date]:

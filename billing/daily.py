@@ -10,6 +10,7 @@ from datetime import date
 from email.message import EmailMessage
 from pathlib import Path
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from billing import audit, bills
@@ -20,7 +21,7 @@ from billing.closure import prove
 from billing.errors import DayError, MailError
 from billing.ingest import IngestResult
 from billing.ingest import ingest as ingest_journal
-from billing.ledger import closed_days, open_ledger, reading, writing
+from billing.ledger import bill_days, closed_days, open_ledger, reading, writing
 from billing.mail import compose
 from billing.outbox import deliver, enqueue, is_enqueued
 from billing.prices import PriceList, read_prices, sync_prices
@@ -34,55 +35,70 @@ def ingest(settings: BillingSettings) -> IngestResult:
 
 
 def rate(settings: BillingSettings, day: date) -> int:
-    """Make the day's draft lines anew at the prices of the price list; how many there are."""
+    """Make the day's draft lines anew at the prices of the price list; how many there are.
+
+    Raises: DayError: the day has not begun.
+    """
+    bills.check_begun(day, settings.zone)
     with writing(_ledger(settings)) as connection:
         return bills.rate_day(connection, day, _prices(connection, settings))
 
 
 def close(settings: BillingSettings, day: date, *, early: bool = False) -> bills.Closing:
-    """Close the day if its events, aggregates and lines agree; see `billing.bills.close_day`."""
-    with writing(_ledger(settings)) as connection:
+    """Close the day if its events, aggregates and lines agree; see `billing.bills.close_day`.
+
+    Days before it that have usage and that nobody closed, because Airflow was down, are closed first.
+    """
+    ledger = _ledger(settings)
+    bills.check_begun(day, settings.zone)
+    with reading(ledger) as connection:
+        missed = bills.days_to_catch_up(connection, day, settings.zone)
+    for earlier in missed:
+        with writing(ledger) as connection:
+            prices = _prices(connection, settings)
+            bills.close_day(connection, earlier, prices, settings.zone, closed_with=day)
+    with writing(ledger) as connection:
         return bills.close_day(connection, day, _prices(connection, settings), settings.zone, early=early)
 
 
 def report(settings: BillingSettings, day: date, user: str | None = None) -> Path:
-    """Draw the day's charts and write its bill as CSV, of one user or of all; the folder they are in."""
+    """Draw the charts and write the bill as CSV, of one user or of all; the folder they are in.
+
+    Days that were closed together with this one get their folders too.
+    """
     with reading(_ledger(settings)) as connection:
-        told = day_report(connection, day, settings.zone, user)
-        bill = write_bill(read_lines(connection, day, user))
-    folder = settings.reports_dir / day.isoformat()
-    if user is not None:
-        folder /= f"user={user}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, image in draw_charts(told, settings.mail_language).items():
-        _write(folder / f"{name}.png", image)
-    _write(folder / "bill.csv", bill)
+        for each in [*_caught_up(connection, day), day]:
+            folder = _report(settings, connection, each, user)
     return folder
 
 
 def mail(settings: BillingSettings, day: date, user: str | None = None) -> list[str]:
     """Compose the mail of a closed day, once, and deliver every mail that waits; what became of each.
 
-    A day that is proven no more is not mailed; a mail that was delivered is not delivered again.
+    Days that were closed together with this one are mailed too. A day that is proven no more is not
+    mailed; a mail that was delivered is not delivered again.
     Raises: DayError: the day is not closed (code day_not_closed). ClosureError: see `billing.closure`.
-        MailError: somebody did not take this mail (code mail_not_delivered): call again later.
+        MailError: somebody did not take a mail of this run (code mail_not_delivered): call again later.
     """
     ledger = _ledger(settings)
-    mail_id = "-".join(["daily", day.isoformat(), settings.mail_language, *([user] if user else [])])
     with reading(ledger) as connection:
         if not closed_days(connection, [day]):
             raise DayError("day_not_closed", f"{day} is not closed: close it, then mail it")
-        known = is_enqueued(connection, mail_id)
-        message = None if known else _compose(settings, connection, day, user, mail_id)
-    if message is not None:
-        with writing(ledger) as connection:
-            enqueue(connection, mail_id, day, message)
+        mails = {_mail_id(settings, each, user): each for each in [*_caught_up(connection, day), day]}
+        messages = {
+            mail_id: _compose(settings, connection, each, user, mail_id)
+            for mail_id, each in mails.items()
+            if not is_enqueued(connection, mail_id)
+        }
+    with writing(ledger) as connection:
+        for mail_id, message in messages.items():
+            enqueue(connection, mail_id, mails[mail_id], message)
     deliveries = deliver(ledger, settings)
     for delivery in deliveries:
-        if delivery.mail_id == mail_id and delivery.error is not None:
-            raise MailError("mail_not_delivered", f"{mail_id} to {delivery.place}: {delivery.error}")
+        if delivery.mail_id in mails and delivery.error is not None:
+            raise MailError("mail_not_delivered", f"{delivery.mail_id} to {delivery.place}: {delivery.error}")
     told = [f"{d.mail_id}: {d.state}, {d.place}{f' ({d.error})' if d.error else ''}" for d in deliveries]
-    return told or [f"{mail_id}: was mailed before"]
+    return told or [f"{', '.join(mails)}: mailed before"]
 
 
 def verify(settings: BillingSettings) -> Verified:
@@ -95,6 +111,28 @@ def trace(settings: BillingSettings, request_id: str) -> Trace:
     """Walk a request to its bill; see `billing.audit.trace`."""
     with reading(_ledger(settings)) as connection:
         return audit.trace(connection, request_id)
+
+
+def _caught_up(connection: Connection, day: date) -> list[date]:
+    """Days that the closing of this one caught up with."""
+    query = sa.select(bill_days.c.day).where(bill_days.c.closed_with == day).order_by(bill_days.c.day)
+    return list(connection.scalars(query))
+
+
+def _mail_id(settings: BillingSettings, day: date, user: str | None) -> str:
+    return "-".join(["daily", day.isoformat(), settings.mail_language, *([user] if user else [])])
+
+
+def _report(settings: BillingSettings, connection: Connection, day: date, user: str | None) -> Path:
+    told = day_report(connection, day, settings.zone, user)
+    folder = settings.reports_dir / day.isoformat()
+    if user is not None:
+        folder /= f"user={user}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, image in draw_charts(told, settings.mail_language).items():
+        _write(folder / f"{name}.png", image)
+    _write(folder / "bill.csv", write_bill(read_lines(connection, day, user)))
+    return folder
 
 
 def _compose(

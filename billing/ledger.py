@@ -140,6 +140,7 @@ bill_days = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("early", sa.Boolean, nullable=False),  # closed before its end, on demand
     sa.Column("closed_at", Instant),
+    sa.Column("closed_with", sa.Date),  # the later day whose closing caught up with this one
     sa.CheckConstraint("state in ('draft', 'closed')", name="bill_days_state"),
 )
 

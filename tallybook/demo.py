@@ -170,8 +170,10 @@ def _bill(folder: Path, day: date) -> None:
         click.echo(f"     {DAG} for {day}, triggered by REST")
 
         def show(task: str, state: str) -> None:
-            if state in {"running", "success", "failed"}:
+            if state in {"running", "success", "failed", "up_for_retry"}:
                 click.echo(f"     {task:<8} {state}")
+            if state == "up_for_retry":
+                click.echo("\n".join(f"       {line}" for line in airflow.errors(DAG, run)))
 
         if airflow.wait(DAG, run, show) != "success":
             raise AirflowError("\n".join([f"{DAG} failed:", *airflow.errors(DAG, run)]))

@@ -30,6 +30,7 @@ def upgrade() -> None:
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("early", sa.Boolean(), nullable=False),
         sa.Column("closed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("closed_with", sa.Date(), nullable=True),
         sa.CheckConstraint("state in ('draft', 'closed')", name="bill_days_state"),
         sa.PrimaryKeyConstraint("day"),
     )

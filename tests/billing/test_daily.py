@@ -1,0 +1,110 @@
+from datetime import date, timedelta
+from email import message_from_bytes
+from email.policy import default
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from billing import daily
+from billing.errors import DayError
+from billing.ledger import bill_days, open_ledger, reading
+from billing.settings import BillingSettings
+from tallybook.calendar import day_interval, today
+from tests.billing.factories import ZONE, an_event, write_segment
+
+TODAY = today(ZONE)
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> BillingSettings:
+    """Billing on SQLite with everything in one folder."""
+    return BillingSettings(
+        ledger_url=f"sqlite:///{tmp_path / 'ledger.db'}",
+        journal_dir=tmp_path / "journal",
+        reports_dir=tmp_path / "reports",
+        outbox_dir=tmp_path / "outbox",
+        prices_file=ROOT / "prices.toml",
+    )
+
+
+def use(settings: BillingSettings, *days: date) -> None:
+    noons = [day_interval(day, ZONE).start + timedelta(hours=12) for day in days]
+    write_segment(settings.journal_dir, [an_event(time=noon) for noon in noons])
+    daily.ingest(settings)
+
+
+def outbox(settings: BillingSettings) -> list[str]:
+    files = sorted(settings.outbox_dir.glob("*.eml"))
+    return [message_from_bytes(f.read_bytes(), policy=default)["subject"] for f in files]
+
+
+def state(settings: BillingSettings) -> dict[date, str]:
+    with reading(open_ledger(settings.ledger_url, settings.time_zone)) as connection:
+        return {row.day: row.state for row in connection.execute(sa.select(bill_days))}
+
+
+def run(settings: BillingSettings, day: date) -> None:
+    daily.ingest(settings)
+    daily.rate(settings, day)
+    daily.close(settings, day)
+    daily.report(settings, day)
+    daily.mail(settings, day)
+
+
+def test_the_steps_run_twice_make_one_bill_and_one_mail(settings: BillingSettings) -> None:
+    yesterday = TODAY - timedelta(days=1)
+    use(settings, yesterday)
+    run(settings, yesterday)
+    run(settings, yesterday)
+    (subject,) = outbox(settings)
+    assert str(yesterday) in subject
+    assert (settings.reports_dir / str(yesterday) / "bill.csv").exists()
+    assert state(settings) == {yesterday: "closed"}
+
+
+def test_days_that_nobody_billed_are_caught_up_with_and_mailed(settings: BillingSettings) -> None:
+    missed = [TODAY - timedelta(days=n) for n in (4, 2)]
+    yesterday = TODAY - timedelta(days=1)
+    use(settings, *missed, yesterday)
+    run(settings, yesterday)
+    assert state(settings) == dict.fromkeys([*missed, yesterday], "closed")
+    subjects = outbox(settings)
+    assert [str(day) in subject for day, subject in zip([*missed, yesterday], subjects, strict=True)] == [
+        True
+    ] * 3
+    for day in missed:
+        assert (settings.reports_dir / str(day) / "hours.png").exists()
+
+
+def test_today_is_not_caught_up_with_and_tomorrow_is_refused_without_a_trace(
+    settings: BillingSettings,
+) -> None:
+    tomorrow = TODAY + timedelta(days=1)
+    use(settings, TODAY)
+    for step in (daily.rate, daily.close):
+        with pytest.raises(DayError) as refused:
+            step(settings, tomorrow)
+        assert refused.value.code == "day_in_future"
+    assert state(settings) == {}
+
+
+def test_a_day_that_is_not_closed_is_not_mailed(settings: BillingSettings) -> None:
+    use(settings, TODAY)
+    daily.rate(settings, TODAY)
+    with pytest.raises(DayError) as refused:
+        daily.mail(settings, TODAY)
+    assert refused.value.code == "day_not_closed"
+    assert outbox(settings) == []
+
+
+def test_one_user_gets_a_report_and_a_mail_of_their_own(settings: BillingSettings) -> None:
+    yesterday = TODAY - timedelta(days=1)
+    use(settings, yesterday)
+    daily.close(settings, yesterday)
+    folder = daily.report(settings, yesterday, "user-a")
+    assert folder.name == "user=user-a"
+    daily.mail(settings, yesterday, "user-a")
+    (subject,) = outbox(settings)
+    assert "user-a" in subject
