@@ -69,7 +69,7 @@ def test_two_days_are_billed_by_command_and_by_rest_and_nothing_stays_behind(
 
     assert ended == ["success", "success", "failed"], [airflow.errors(DAG, run) for run in (first, second)]
     assert ("mail", "success") in seen
-    refused = f"close: AirflowFailException: day_in_future: {NEVER} has not begun"
+    refused = f"rate: AirflowFailException: day_in_future: {NEVER} has not begun"
     assert airflow.errors(DAG, third) == [refused]
     assert processes_of(airflow.home) == []
     subjects = [message_from_bytes(m.read_bytes())["Subject"] for m in (tmp_path / "outbox").glob("*.eml")]
