@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Runs each step of Dockerfile.tf29 on a local Python 3.8, trains a little there, and loads the export in today's
+# TensorFlow, where it must answer the same. Not tried here: the base image itself, for which the package
+# tensorflow-cpu of the same version stands in, its GPU libraries, and the steps that need root in a container.
+#
+#   docker/tf29_steps.sh [FOLDER]    FOLDER is kept and used again; without one, a temporary folder is removed
+#
+# PYTHON38 names the Python 3.8 (default: python3.8, or pyenv's), PYTHON the current one (default: .venv's).
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+say() { printf '\n== %s\n' "$*"; }
+fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
+
+find_python38() {
+    command -v python3.8 && python3.8 --version >&2 && return
+    local version
+    version=$(pyenv versions --bare 2>/dev/null | grep -E '^3\.8\.[0-9]+$' | tail -n 1)
+    [ -n "$version" ] && echo "$(pyenv prefix "$version")/bin/python"
+}
+
+root=${1:-$(mktemp -d)}
+[ -n "${1:-}" ] || trap 'rm -rf "$root"' EXIT
+mkdir -p "$root"
+root=$(cd "$root" && pwd)
+python=${PYTHON:-.venv/bin/python}
+python38=${PYTHON38:-$(find_python38)} || fail "no Python 3.8 found; name one in PYTHON38"
+log=$root/pip.log
+
+run() { (cd "$workdir" && PATH="$root/venv/bin:$PATH" "$@"); }
+# pip is silenced to its log, and the log shown when it fails.
+install() { run python -m pip install "$@" >>"$log" 2>&1 || { tail -n 20 "$log" >&2; fail "pip install $*"; }; }
+
+workdir=$root
+entrypoint=()
+while read -r instruction arguments <&3; do
+    case $instruction in
+        '' | '#'*) continue ;;
+    esac
+    say "$instruction $arguments"
+    case $instruction in
+        FROM)
+            version=$(sed -E 's/^tensorflow\/tensorflow:([0-9.]+)-gpu$/\1/' <<<"$arguments")
+            echo "   its stand-in: tensorflow-cpu==$version on $("$python38" --version)"
+            "$python38" -m venv "$root/venv"
+            install "tensorflow-cpu==$version"
+            ;;
+        ENV) export "${arguments//=\//=$root/}" ;;
+        WORKDIR) workdir=$root$arguments && mkdir -p "$workdir" ;;
+        COPY)
+            read -r from to <<<"$arguments"
+            rm -rf "${workdir:?}/$to"
+            cp -R "$from" "$workdir/$to"
+            ;;
+        RUN)
+            case $arguments in
+                "python -m pip install "*)
+                    read -r -a packages <<<"${arguments#python -m pip install }"
+                    install "${packages[@]}"
+                    ;;
+                *) echo "   needs root in a container; left out" ;;
+            esac
+            ;;
+        USER | VOLUME) echo "   needs a container; left out" ;;
+        ENTRYPOINT) mapfile -t entrypoint < <("$python38" -c "print(*$arguments, sep='\n')") ;;
+        *) fail "this script does not know the instruction $instruction" ;;
+    esac
+done 3<Dockerfile.tf29
+
+say "Train and export in it: ${entrypoint[*]} --limit 2000 --epochs 1"
+run python -m pip check || fail "the requirements do not agree with TensorFlow's"
+run "${entrypoint[@]}" --limit 2000 --epochs 1
+model=$(find "$root/models/review-sentiment" -mindepth 1 -maxdepth 1 -name '[0-9]*' | sort -V | tail -n 1)
+
+say "Ask the export there, and ask it in today's TensorFlow"
+install transformers==4.46.3 # not in the image: only to see that it opens the tokenizer's folder
+check=$PWD/docker/tf29_check.py
+PYTHONPATH=$workdir run python "$check" answer "$model" "$root/answers.npz"
+PYTHONPATH=$workdir "$python" "$check" compare "$model" "$root/answers.npz"
