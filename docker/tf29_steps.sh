@@ -13,7 +13,8 @@ say() { printf '\n== %s\n' "$*"; }
 fail() { printf 'error: %s\n' "$*" >&2; exit 1; }
 
 find_python38() {
-    command -v python3.8 && python3.8 --version >&2 && return
+    # Asked to run: pyenv puts a name in the path for versions that are not switched on.
+    python3.8 --version >/dev/null 2>&1 && command -v python3.8 && return
     local version
     version=$(pyenv versions --bare 2>/dev/null | grep -E '^3\.8\.[0-9]+$' | tail -n 1)
     [ -n "$version" ] && echo "$(pyenv prefix "$version")/bin/python"
