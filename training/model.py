@@ -26,10 +26,11 @@ class ModelConfig:
     heads: int = 4
     layers: int = 1
     feed_forward_width: int = 128
-    bigram_bits: int = 15
+    bigram_bits: int = 16
     ngram_order: int = 3
-    ngram_bits: int = 18
+    ngram_bits: int = 20
     token_dropout: float = 0.1
+    bigram_dropout: float = 0.5
     dropout: float = 0.2
     head_dropout: float = 0.3
 
@@ -107,8 +108,13 @@ class ReviewClassifier(tf.Module):  # type: ignore[misc]  # tf is untyped
             ids = tf.where(dropped, mask, ids)  # id 1 is [UNK], which so learns to stand for any token
         present = tf.cast(mask, tf.float32)  # (B, T)
         bigrams = _buckets(_ngram_keys(ids, 2, self.config.vocabulary_size), self.config.bigram_bits)
-        x = tf.gather(self.token_embedding, ids) + tf.gather(self.bigram_embedding, bigrams)  # (B, T, D)
-        x = _drop(x + self.position_embedding[: tf.shape(ids)[1]], self.config.dropout, training)
+        pairs = tf.gather(self.bigram_embedding, bigrams)  # (B, T, D)
+        if training:
+            # Whole bigrams go, unscaled: else the rare ones are learnt by heart, and nothing else is.
+            kept = tf.random.uniform(tf.shape(ids)) >= self.config.bigram_dropout
+            pairs *= tf.cast(kept, tf.float32)[..., None]
+        x = tf.gather(self.token_embedding, ids) + pairs + self.position_embedding[: tf.shape(ids)[1]]
+        x = _drop(x, self.config.dropout, training)
         for layer in self.layers:
             x = layer(x, present, training)
         kept = present[..., None]

@@ -66,8 +66,8 @@ def test_equal_ngrams_share_a_bucket_wherever_they_stand_and_others_rarely_do() 
     assert buckets[2, 0] == buckets[2, 3]
     every = np.arange(1, 4001, dtype=np.int32)[None]
     found = model.ngram_buckets(every, np.ones_like(every))[0].numpy()
-    # About as few buckets are shared as when 12,000 balls fall into 262,144 at random.
-    assert len(np.unique(found)) > 12_000 - 2 * 12_000**2 / (2 * 262_144)
+    # About as few buckets are shared as when 12,000 balls fall into 1,048,576 at random.
+    assert len(np.unique(found)) > 12_000 - 2 * 12_000**2 / (2 * 1_048_576)
 
 
 def test_the_order_of_the_tokens_matters_to_both_halves(model: ReviewClassifier) -> None:
