@@ -30,7 +30,7 @@ from tests.modelservers import wait_until
 from tests.savedmodels import tiny_probabilities, write_assets
 
 MODEL = "review-sentiment"
-USER = {"X-User-ID": "alice"}
+USER = {"X-User-ID": "user-a"}
 POLL_SECONDS = 0.02
 
 
@@ -79,7 +79,7 @@ class Api:
         self._journal_dir = journal_dir
 
     def analyze(self, text: str = "hotel", **headers: str) -> Any:
-        """POST a text as alice, unless the headers say else."""
+        """POST a text as user-a, unless the headers say else."""
         return self.client.post("/analyze", json={"text": text}, headers={**USER, **headers})
 
     def events(self) -> list[UsageEvent]:
@@ -178,7 +178,7 @@ class ApiProcess:
         return [int(pid) for pid in children.split()]
 
     def analyze(self, text: str = "hotel", **headers: str) -> httpx.Response:
-        """POST a text as alice, unless the headers say else."""
+        """POST a text as user-a, unless the headers say else."""
         return self._client.post("/analyze", json={"text": text}, headers={**USER, **headers})
 
     def kill(self) -> None:

@@ -62,7 +62,7 @@ def test_an_answer_is_recorded_once_with_what_the_client_saw(api: Api) -> None:
     answer = api.analyze("hotel", **{"X-Project-ID": "search"}).get_json()
     [event] = api.events()
     assert event.id == answer["request_id"]
-    assert (event.user, event.project, event.department) == ("alice", "search", "default")
+    assert (event.user, event.project, event.department) == ("user-a", "search", "default")
     assert (event.model, event.model_version) == (answer["model"], answer["model_version"])
     assert event.prompt_tokens == answer["usage"]["prompt_tokens"]
     assert event.completion_tokens == answer["usage"]["completion_tokens"]

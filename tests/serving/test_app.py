@@ -72,7 +72,7 @@ def test_an_answered_request_is_one_log_line(api: Api, lines: list[dict[str, Any
     answer = api.analyze("hotel", **{"X-Project-ID": "search"}).get_json()
     [line] = [line for line in lines if line["message"] == "request"]
     assert line["request_id"] == answer["request_id"]
-    assert (line["user"], line["project"], line["client_ip"]) == ("alice", "search", "127.0.0.1")
+    assert (line["user"], line["project"], line["client_ip"]) == ("user-a", "search", "127.0.0.1")
     assert (line["method"], line["path"], line["status"], line["code"]) == ("POST", "/analyze", 200, None)
     assert line["prompt_tokens"] == answer["usage"]["prompt_tokens"]
     assert line["completion_tokens"] == answer["usage"]["completion_tokens"]
@@ -82,7 +82,7 @@ def test_an_answered_request_is_one_log_line(api: Api, lines: list[dict[str, Any
 def test_a_refused_request_is_logged_without_tokens(api: Api, lines: list[dict[str, Any]]) -> None:
     api.analyze("")
     [line] = lines
-    assert (line["status"], line["code"], line["user"]) == (400, "empty_text", "alice")
+    assert (line["status"], line["code"], line["user"]) == (400, "empty_text", "user-a")
     assert line["prompt_tokens"] is None
 
 

@@ -25,30 +25,30 @@ def refusal(settings: dict[str, Any], peer: str = "127.0.0.1", **headers: str) -
 
 @pytest.mark.parametrize("peer", ["127.0.0.1", "127.3.2.1", "::1", "::ffff:127.0.0.1"])
 def test_a_neighbour_on_the_same_machine_is_believed_by_default(peer: str) -> None:
-    assert identify({}, peer, X_USER_ID="alice").user == "alice"
+    assert identify({}, peer, X_USER_ID="user-a").user == "user-a"
 
 
 @pytest.mark.parametrize(
     "peer", ["10.0.0.1", "::ffff:10.0.0.1", "2001:db8::1", "", "unix:", "127.0.0.1.evil"]
 )
 def test_anybody_else_is_not(peer: str) -> None:
-    assert refusal({}, peer, X_USER_ID="alice") == (403, "untrusted_caller")
+    assert refusal({}, peer, X_USER_ID="user-a") == (403, "untrusted_caller")
 
 
 def test_a_peer_without_an_address_is_not_believed() -> None:
     with pytest.raises(ApiError):
-        Gatekeeper(ServingSettings()).identify({"HTTP_X_USER_ID": "alice"})
+        Gatekeeper(ServingSettings()).identify({"HTTP_X_USER_ID": "user-a"})
 
 
 def test_a_configured_network_is_believed() -> None:
     settings = {"trusted_networks": ["10.1.0.0/16"]}
-    assert identify(settings, "10.1.2.3", X_USER_ID="alice").client_ip == "10.1.2.3"
-    assert refusal(settings, "127.0.0.1", X_USER_ID="alice") == (403, "untrusted_caller")
+    assert identify(settings, "10.1.2.3", X_USER_ID="user-a").client_ip == "10.1.2.3"
+    assert refusal(settings, "127.0.0.1", X_USER_ID="user-a") == (403, "untrusted_caller")
 
 
 def test_the_gateways_secret_is_believed_from_anywhere() -> None:
     settings = {"gateway_secret": SECRET}
-    assert identify(settings, "10.0.0.1", X_USER_ID="alice", X_GATEWAY_SECRET=SECRET).user == "alice"
+    assert identify(settings, "10.0.0.1", X_USER_ID="user-a", X_GATEWAY_SECRET=SECRET).user == "user-a"
 
 
 @pytest.mark.parametrize(
@@ -56,12 +56,12 @@ def test_the_gateways_secret_is_believed_from_anywhere() -> None:
 )
 def test_a_wrong_secret_is_not(given_secret: str) -> None:
     settings = {"gateway_secret": SECRET}
-    refused = refusal(settings, "10.0.0.1", X_USER_ID="alice", X_GATEWAY_SECRET=given_secret)
+    refused = refusal(settings, "10.0.0.1", X_USER_ID="user-a", X_GATEWAY_SECRET=given_secret)
     assert refused == (403, "untrusted_caller")
 
 
 def test_without_a_configured_secret_none_is_right() -> None:
-    assert refusal({}, "10.0.0.1", X_USER_ID="alice", X_GATEWAY_SECRET="") == (403, "untrusted_caller")
+    assert refusal({}, "10.0.0.1", X_USER_ID="user-a", X_GATEWAY_SECRET="") == (403, "untrusted_caller")
 
 
 def test_a_request_of_nobody_is_refused() -> None:
@@ -90,10 +90,10 @@ BAD_NAMES = [
 @pytest.mark.parametrize("name", BAD_NAMES)
 def test_a_name_outside_the_alphabet_is_refused(name: str) -> None:
     assert refusal({}, X_USER_ID=name) == (400, "invalid_user")
-    assert refusal({}, X_USER_ID="alice", X_PROJECT_ID=name) == (400, "invalid_project")
+    assert refusal({}, X_USER_ID="user-a", X_PROJECT_ID=name) == (400, "invalid_project")
 
 
-@pytest.mark.parametrize("name", ["a", "a" * 128, "alice@example.com", "team:search-2.0_x"])
+@pytest.mark.parametrize("name", ["a", "a" * 128, "user-a@example.com", "team:search-2.0_x"])
 def test_a_name_of_the_alphabet_is_taken_as_it_is(name: str) -> None:
     caller = identify({}, X_USER_ID=name, X_PROJECT_ID=name)
     assert (caller.user, caller.project) == (name, name)

@@ -160,7 +160,7 @@ def test_bodies_in_chunks_are_read_whole_and_bounded(tmp_path: Path, models_dir:
             f"{api.address}/analyze", content=iter([b'{"te', b'xt": "ho', b'tel"}']), headers=USER, timeout=30
         )
         assert answer.status_code == 200
-        head = b"POST /analyze HTTP/1.1\r\nHost: a\r\nX-User-ID: alice\r\nConnection: close\r\n"
+        head = b"POST /analyze HTTP/1.1\r\nHost: a\r\nX-User-ID: user-a\r\nConnection: close\r\n"
         chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
         large = raw(api.port, head + b"Transfer-Encoding: chunked\r\n\r\n" + chunk * 17 + b"0\r\n\r\n")
         assert large.startswith(b"HTTP/1.1 413")
@@ -175,7 +175,7 @@ def test_bodies_in_chunks_are_read_whole_and_bounded(tmp_path: Path, models_dir:
     [
         (b"X-User-ID: al\xc3\xa9", 400),
         (b"X-User-ID: \xe9", 400),
-        (b"X-User-ID: alice\r\nX-User-ID: bob", 400),
+        (b"X-User-ID: user-a\r\nX-User-ID: bob", 400),
         (b"X-User-ID: ", 400),
         (b"X-User-ID: a\x00b", 400),
         (b"", 401),
@@ -210,7 +210,7 @@ def test_peers_that_vanish_are_noticed(api_for_headers: ApiProcess) -> None:
     """The kernel probes idle connections: in /proc/net/tcp, timer 02 is the keepalive timer."""
     with socket.create_connection(("127.0.0.1", api_for_headers.port)) as connection:
         connection.sendall(
-            b"POST /analyze HTTP/1.1\r\nHost: a\r\nX-User-ID: alice\r\nContent-Length: 5\r\n\r\n{"
+            b"POST /analyze HTTP/1.1\r\nHost: a\r\nX-User-ID: user-a\r\nContent-Length: 5\r\n\r\n{"
         )
         ours = f"{connection.getsockname()[1]:04X}"
 
