@@ -52,12 +52,12 @@ class EncoderLayer(tf.Module):  # type: ignore[misc]  # tf is untyped
 
     def __call__(self, x: Tensor, mask: Tensor, training: bool) -> Tensor:
         """x: (B, T, D), mask: (B, T) of 0 and 1 → (B, T, D)."""
-        x += _drop(self._attend(x, mask, training), self.dropout, training)
+        x += _drop(self._attend(x, mask), self.dropout, training)
         y = _normalise(x, self.inner_norm, self.inner_shift)
         y = tf.nn.gelu(tf.matmul(y, self.inner) + self.inner_bias)
         return x + _drop(tf.matmul(y, self.outer) + self.outer_bias, self.dropout, training)
 
-    def _attend(self, x: Tensor, mask: Tensor, training: bool) -> Tensor:
+    def _attend(self, x: Tensor, mask: Tensor) -> Tensor:
         batch, length, width = tf.shape(x)[0], tf.shape(x)[1], x.shape[-1]
         x = _normalise(x, self.attention_norm, self.attention_shift)
         x = tf.matmul(x, self.query_key_value) + self.query_key_value_bias  # (B, T, 3D)
@@ -65,8 +65,7 @@ class EncoderLayer(tf.Module):  # type: ignore[misc]  # tf is untyped
         query, key, value = tf.unstack(tf.transpose(x, [2, 0, 3, 1, 4]))  # each (B, H, T, D/H)
         scores = tf.matmul(query, key, transpose_b=True) / math.sqrt(width // self.heads)  # (B, H, T, T)
         scores += (mask[:, None, None, :] - 1.0) * 1e9
-        weights = _drop(tf.nn.softmax(scores), self.dropout, training)
-        mixed = tf.transpose(tf.matmul(weights, value), [0, 2, 1, 3])  # (B, T, H, D/H)
+        mixed = tf.transpose(tf.matmul(tf.nn.softmax(scores), value), [0, 2, 1, 3])  # (B, T, H, D/H)
         return tf.matmul(tf.reshape(mixed, [batch, length, width]), self.output) + self.output_bias
 
 

@@ -30,11 +30,11 @@ class TrainingConfig:
     """How to train; chosen on the validation split (docs/decisions)."""
 
     epochs: int = 4
-    batch_size: int = 64
-    learning_rate: float = 3e-3  # of the encoder, by AdamW
+    batch_size: int = 128
+    learning_rate: float = 4e-3  # of the encoder, by AdamW
     weight_decay: float = 0.02
     warmup: float = 0.1  # of all steps
-    ngram_learning_rate: float = 80.0  # of the linear half, by plain gradient descent
+    ngram_learning_rate: float = 160.0  # of the linear half, by plain gradient descent
     seed: int = 7
 
 
