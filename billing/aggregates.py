@@ -50,14 +50,14 @@ def day_sums(table: sa.Table, day: date) -> sa.Select[Any]:
     return (
         sa.select(
             *[table.c[name] for name in SUBJECT],
-            _whole(requests).label("requests"),
-            *[_whole(sa.func.sum(table.c[name])).label(name) for name in COUNTS],
+            whole(requests).label("requests"),
+            *[whole(sa.func.sum(table.c[name])).label(name) for name in COUNTS],
         )
         .where(table.c.day == day)
         .group_by(*[table.c[name] for name in SUBJECT])
     )
 
 
-def _whole(total: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
-    """PostgreSQL sums whole numbers into a numeric; give whole numbers back."""
-    return sa.cast(total, sa.BigInteger)
+def whole(total: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
+    """A sum of whole numbers as one: PostgreSQL makes it a numeric, and nothing summed makes null."""
+    return sa.cast(sa.func.coalesce(total, 0), sa.BigInteger)

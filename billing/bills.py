@@ -27,6 +27,8 @@ from billing.prices import PriceList, kept_prices
 from billing.rating import UNRATED, Charge, Subject, Usage, difference, rate
 from tallybook.calendar import day_interval
 
+_CLOSED = sa.select(bill_days.c.day).where(bill_days.c.state == "closed")
+
 
 @dataclass(frozen=True)
 class Closing:
@@ -119,20 +121,18 @@ def days_to_catch_up(
     connection: Connection, day: date, zone: tzinfo, now: datetime | None = None
 ) -> list[date]:
     """Days before this one that have usage, are over, and are not closed: nobody ran their billing."""
-    closed = sa.select(bill_days.c.day).where(bill_days.c.state == "closed")
-    used = sa.select(usage_hours.c.day).where(usage_hours.c.day < day, usage_hours.c.day.not_in(closed))
+    used = sa.select(usage_hours.c.day).where(usage_hours.c.day < day, usage_hours.c.day.not_in(_CLOSED))
     moment = now or datetime.now(timezone.utc)
     return sorted(d for d in set(connection.scalars(used)) if day_interval(d, zone).end <= moment)
 
 
 def _owing_days(connection: Connection, day: date) -> list[date]:
     """Closed days before `day` whose usage and closed lines differ, or that hold unrated tokens."""
-    closed = sa.select(bill_days.c.day).where(bill_days.c.state == "closed")
     tokens = usage_hours.c.prompt_tokens + usage_hours.c.completion_tokens
     used = dict(
         connection.execute(
             sa.select(usage_hours.c.day, sa.func.sum(tokens))
-            .where(usage_hours.c.day < day, usage_hours.c.day.in_(closed))
+            .where(usage_hours.c.day < day, usage_hours.c.day.in_(_CLOSED))
             .group_by(usage_hours.c.day)
         ).all()
     )
@@ -140,7 +140,7 @@ def _owing_days(connection: Connection, day: date) -> list[date]:
     billed = dict(
         connection.execute(
             sa.select(bill_lines.c.usage_day, sa.func.sum(rated))
-            .where(bill_lines.c.usage_day < day, bill_lines.c.day.in_(closed))
+            .where(bill_lines.c.usage_day < day, bill_lines.c.day.in_(_CLOSED))
             .group_by(bill_lines.c.usage_day)
         ).all()
     )

@@ -5,7 +5,6 @@ Each is a transaction over one billing day: run twice, or again after a crash, t
 
 from __future__ import annotations
 
-import os
 from datetime import date
 from email.message import EmailMessage
 from pathlib import Path
@@ -19,6 +18,7 @@ from billing.bill_csv import read_lines, write_bill
 from billing.charts import draw_charts
 from billing.closure import prove
 from billing.errors import DayError, MailError
+from billing.files import write_whole
 from billing.ingest import IngestResult
 from billing.ingest import ingest as ingest_journal
 from billing.ledger import bill_days, closed_days, open_ledger, reading, writing
@@ -128,10 +128,9 @@ def _report(settings: BillingSettings, connection: Connection, day: date, user: 
     folder = settings.reports_dir / day.isoformat()
     if user is not None:
         folder /= f"user={user}"
-    folder.mkdir(parents=True, exist_ok=True)
     for name, image in draw_charts(told, settings.mail_language).items():
-        _write(folder / f"{name}.png", image)
-    _write(folder / "bill.csv", write_bill(read_lines(connection, day, user)))
+        write_whole(folder / f"{name}.png", image)
+    write_whole(folder / "bill.csv", write_bill(read_lines(connection, day, user)))
     return folder
 
 
@@ -157,10 +156,3 @@ def _ledger(settings: BillingSettings) -> Engine:
 
 def _prices(connection: Connection, settings: BillingSettings) -> PriceList:
     return sync_prices(connection, read_prices(settings.prices_file))
-
-
-def _write(file: Path, content: bytes) -> None:
-    """Write beside and rename: whoever looks sees the old file or the new one, whole."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    beside.write_bytes(content)
-    beside.replace(file)

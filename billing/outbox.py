@@ -6,7 +6,6 @@ A mail goes from `pending` to `sent`, or to `refused` when the server has said n
 from __future__ import annotations
 
 import fcntl
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from billing.errors import MailError
+from billing.files import write_whole
 from billing.ledger import insert, mails, reading, writing
 from billing.mail import POLICY
 from billing.settings import BillingSettings
@@ -91,7 +91,7 @@ def _deliver(
     place = str(server) if server else str(folder / _file_name(mail.id))
     try:
         if server is None:
-            _write(folder / _file_name(mail.id), mail.message)
+            write_whole(folder / _file_name(mail.id), mail.message)
             state = "sent"
         else:
             recipients = [address for address in _recipients(mail.message) if address not in took]
@@ -129,25 +129,6 @@ def _file_name(mail_id: str) -> str:
     if len(safe) > 200:
         safe = f"{safe[:160]}-{sha256(mail_id.encode()).hexdigest()[:32]}"
     return f"{safe}.eml"
-
-
-def _write(file: Path, message: bytes) -> None:
-    """Write the whole file or none, and keep it through a power cut."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as out:
-            out.write(message)
-            out.flush()
-            os.fsync(out.fileno())
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
-    folder = os.open(file.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from billing.aggregates import whole
 from billing.errors import LedgerError
 from billing.ledger import bill_lines, usage_hours
 from billing.rating import UNRATED
@@ -99,11 +100,6 @@ def sum_parts(parts: Iterable[Part]) -> Totals:
         currency=next((totals.currency for totals in each if totals.currency), None),
         unrated_tokens=sum(totals.unrated_tokens for totals in each),
     )
-
-
-def whole(total: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
-    """A sum of whole numbers as one: PostgreSQL makes it a numeric, and nothing summed makes null."""
-    return sa.cast(sa.func.coalesce(total, 0), sa.BigInteger)
 
 
 def of_user(query: sa.Select[Any], table: sa.Table, user: str | None) -> sa.Select[Any]:
