@@ -10,7 +10,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from billing.ledger import COUNTS, SUBJECT, insert, usage_events, usage_hours
+from billing.ledger import insert
+from billing.tables import COUNTS, SUBJECT, usage_events, usage_hours
 from tallybook.calendar import billing_hour
 
 _KEY = ("day", "hour", *SUBJECT)

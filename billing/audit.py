@@ -13,9 +13,9 @@ from sqlalchemy.engine import Connection
 from billing import chain
 from billing.closure import prove
 from billing.errors import AuditError
-from billing.ledger import SUBJECT, bill_days, bill_lines, usage_events
 from billing.merkle import inclusion_path, root_from_path
 from billing.prices import kept_prices
+from billing.tables import SUBJECT, bill_days, bill_lines, usage_events
 
 
 @dataclass(frozen=True)

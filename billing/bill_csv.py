@@ -11,8 +11,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from billing.ledger import SUBJECT, bill_lines
 from billing.money import decimals, to_decimal
+from billing.tables import SUBJECT, bill_lines
 from billing.totals import of_user
 
 _KEY = ("day", "usage_day", *SUBJECT, "direction", "price_id")

@@ -13,18 +13,10 @@ from billing import chain
 from billing.aggregates import day_sums
 from billing.closure import Proof, billed_charges, prove
 from billing.errors import DayError
-from billing.ledger import (
-    COUNTS,
-    SUBJECT,
-    bill_days,
-    bill_lines,
-    insert,
-    lock_ledger,
-    usage_events,
-    usage_hours,
-)
+from billing.ledger import insert, lock_ledger
 from billing.prices import PriceList, kept_prices
 from billing.rating import UNRATED, Charge, Subject, Usage, difference, rate
+from billing.tables import COUNTS, SUBJECT, bill_days, bill_lines, usage_events, usage_hours
 from tallybook.calendar import day_interval
 
 _CLOSED = sa.select(bill_days.c.day).where(bill_days.c.state == "closed")

@@ -14,8 +14,9 @@ from sqlalchemy.engine import Connection
 
 from billing.errors import AuditError
 from billing.events import content_sha256
-from billing.ledger import audit_records, bill_lines, lock_ledger, usage_events
+from billing.ledger import lock_ledger
 from billing.merkle import leaf_hash, merkle_root
+from billing.tables import audit_records, bill_lines, usage_events
 
 GENESIS = "0" * 64  # what the first record follows
 

@@ -13,10 +13,10 @@ from sqlalchemy.engine import Connection
 
 from billing.aggregates import day_sums
 from billing.errors import ClosureError
-from billing.ledger import SUBJECT, bill_days, bill_lines, usage_events, usage_hours
 from billing.money import charge
 from billing.prices import Price, kept_prices
 from billing.rating import UNRATED, Charge, Subject, Usage
+from billing.tables import SUBJECT, bill_days, bill_lines, usage_events, usage_hours
 
 
 @dataclass(frozen=True)

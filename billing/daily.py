@@ -21,12 +21,13 @@ from billing.errors import DayError, MailError
 from billing.files import write_whole
 from billing.ingest import IngestResult
 from billing.ingest import ingest as ingest_journal
-from billing.ledger import bill_days, closed_days, open_ledger, reading, writing
+from billing.ledger import closed_days, open_ledger, reading, writing
 from billing.mail import compose
 from billing.outbox import deliver, enqueue, is_enqueued
 from billing.prices import PriceList, read_prices, sync_prices
 from billing.report import day_report
 from billing.settings import BillingSettings
+from billing.tables import bill_days
 
 
 def ingest(settings: BillingSettings) -> IngestResult:

@@ -14,15 +14,8 @@ from sqlalchemy.engine import Connection, Engine
 from billing.aggregates import add_to_hours
 from billing.errors import LedgerError
 from billing.events import event_row
-from billing.ledger import (
-    closed_days,
-    insert,
-    journal_offsets,
-    set_aside,
-    share_ledger,
-    usage_events,
-    writing,
-)
+from billing.ledger import closed_days, insert, share_ledger, writing
+from billing.tables import journal_offsets, set_aside, usage_events
 from tallybook.segments import SUFFIX, DamagedSegmentError, Line, read_segment
 from tallybook.usage import InvalidEventError
 

@@ -22,10 +22,11 @@ from sqlalchemy.engine import Connection, Engine
 
 from billing.errors import MailError
 from billing.files import write_whole
-from billing.ledger import insert, mails, reading, writing
+from billing.ledger import insert, reading, writing
 from billing.mail import POLICY
 from billing.settings import BillingSettings
 from billing.smtp import SmtpServer
+from billing.tables import mails
 
 # As long as mail servers try (RFC 5321, 4.5.4.1); what can't be handed over at all is tried for ever.
 GIVE_UP_AFTER = timedelta(days=5)

@@ -16,7 +16,8 @@ from sqlalchemy.engine import Connection
 
 from billing import chain, money
 from billing.errors import PricesError
-from billing.ledger import bill_days, bill_lines, lock_ledger, prices
+from billing.ledger import lock_ledger
+from billing.tables import bill_days, bill_lines, prices
 from tallybook.usage import NAME
 
 if sys.version_info >= (3, 11):

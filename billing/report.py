@@ -11,8 +11,8 @@ from sqlalchemy.engine import Connection
 
 from billing.aggregates import whole
 from billing.driver import Change, Driver, cost_change, main_driver, token_change
-from billing.ledger import bill_days, bill_lines, set_aside, usage_hours
 from billing.rating import UNRATED
+from billing.tables import bill_days, bill_lines, set_aside, usage_hours
 from billing.totals import Dimension, Part, Totals, day_parts, day_total, of_user
 from tallybook.calendar import ONE_DAY, ONE_HOUR, day_interval
 

@@ -13,8 +13,8 @@ from sqlalchemy.engine import Connection
 
 from billing.aggregates import whole
 from billing.errors import LedgerError
-from billing.ledger import bill_lines, usage_hours
 from billing.rating import UNRATED
+from billing.tables import bill_lines, usage_hours
 
 Dimension = Literal["user", "project", "department", "model"]
 _COLUMNS: dict[Dimension, tuple[str, ...]] = {

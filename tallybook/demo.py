@@ -27,9 +27,10 @@ from sqlalchemy.engine import Connection
 
 from billing import audit
 from billing.closure import prove
-from billing.ledger import bill_days, bill_lines, open_ledger, reading, usage_events
+from billing.ledger import open_ledger, reading
 from billing.money import format_amount, to_decimal
 from billing.settings import BillingSettings
+from billing.tables import bill_days, bill_lines, usage_events
 from tallybook.airflow import AirflowError, EmbeddedAirflow
 from tallybook.calendar import billing_day
 from tallybook.processes import Processes, ProcessFailedError, answers, free_port

@@ -6,7 +6,7 @@ from typing import Literal
 
 from alembic import context
 
-from billing.ledger import Instant, metadata
+from billing.tables import Instant, metadata
 
 
 def _plain_types(kind: str, item: object, _context: object) -> str | Literal[False]:

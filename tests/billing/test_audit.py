@@ -13,18 +13,10 @@ from billing.bills import close_day
 from billing.errors import BillingError
 from billing.events import content_sha256
 from billing.ingest import ingest
-from billing.ledger import (
-    audit_records,
-    bill_days,
-    bill_lines,
-    prices,
-    reading,
-    usage_events,
-    usage_hours,
-    writing,
-)
+from billing.ledger import reading, writing
 from billing.merkle import leaf_hash, root_from_path
 from billing.prices import sync_prices
+from billing.tables import audit_records, bill_days, bill_lines, prices, usage_events, usage_hours
 from tests.billing.factories import AFTER, DAY, ZONE, a_price, an_event, write_segment
 
 EVENTS = [replace(an_event(user=f"user-{n % 3}"), id=f"000-{n:03d}") for n in range(20)]

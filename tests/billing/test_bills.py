@@ -14,9 +14,10 @@ from sqlalchemy.engine import Engine
 from billing.bills import Closing, close_day, rate_day
 from billing.errors import ClosureError, DayError, PricesError
 from billing.ingest import ingest
-from billing.ledger import bill_days, bill_lines, open_ledger, reading, usage_events, usage_hours, writing
+from billing.ledger import open_ledger, reading, writing
 from billing.money import charge
 from billing.prices import Price, sync_prices
+from billing.tables import bill_days, bill_lines, usage_events, usage_hours
 from tallybook.usage import UsageEvent
 from tests.billing.factories import AFTER, DAY, NOON, ZONE, a_price, an_event, write_segment
 

@@ -8,8 +8,9 @@ import sqlalchemy as sa
 
 from billing import daily
 from billing.errors import DayError
-from billing.ledger import bill_days, open_ledger, reading
+from billing.ledger import open_ledger, reading
 from billing.settings import BillingSettings
+from billing.tables import bill_days
 from tallybook.calendar import day_interval, today
 from tests.billing.factories import ZONE, an_event, write_segment
 

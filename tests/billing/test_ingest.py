@@ -16,14 +16,8 @@ import billing.ingest
 from billing.aggregates import rebuild_day
 from billing.errors import LedgerError
 from billing.ingest import IngestResult, ingest
-from billing.ledger import (
-    open_ledger,
-    reading,
-    set_aside,
-    usage_events,
-    usage_hours,
-    writing,
-)
+from billing.ledger import open_ledger, reading, writing
+from billing.tables import set_aside, usage_events, usage_hours
 from tallybook.segments import REFUSED, committed
 from tests.billing.factories import DAY, NOON, ZONE, an_event, write_segment
 

@@ -15,7 +15,8 @@ import pytest
 import sqlalchemy as sa
 
 from billing.audit import verify
-from billing.ledger import bill_lines, open_ledger, reading, usage_events, usage_hours
+from billing.ledger import open_ledger, reading
+from billing.tables import bill_lines, usage_events, usage_hours
 from tests.billing.factories import DAY, NOON, an_event, write_segment
 
 KILLS = int(os.environ.get("TALLYBOOK_DRILL_KILLS", "3"))

@@ -8,7 +8,8 @@ from alembic.migration import MigrationContext
 from sqlalchemy.engine import Engine
 
 from billing.errors import LedgerError
-from billing.ledger import metadata, open_ledger, reading, set_aside, writing
+from billing.ledger import open_ledger, reading, writing
+from billing.tables import metadata, set_aside
 
 
 def test_the_migrations_make_the_tables_that_the_code_uses(ledger: Engine) -> None:

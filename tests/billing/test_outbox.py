@@ -18,11 +18,12 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from billing.errors import MailError
-from billing.ledger import mails, open_ledger, writing
+from billing.ledger import open_ledger, writing
 from billing.mail import POLICY
 from billing.outbox import Delivery, deliver, enqueue, is_enqueued
 from billing.settings import BillingSettings
 from billing.smtp import SmtpServer
+from billing.tables import mails
 from tests.billing.factories import AFTER, DAY
 from tests.billing.mailserver import MailServer, mail_server
 

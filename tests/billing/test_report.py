@@ -11,8 +11,9 @@ from sqlalchemy.engine import Engine
 
 from billing.driver import Change
 from billing.errors import LedgerError
-from billing.ledger import bill_lines, reading, usage_hours, writing
+from billing.ledger import reading, writing
 from billing.report import Correction, OpenDay, TrendDay, day_report
+from billing.tables import bill_lines, usage_hours
 from billing.totals import Part, Totals
 from tallybook.usage import UsageEvent
 from tests.billing.days import at, bring, close, draft, report

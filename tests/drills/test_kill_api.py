@@ -8,7 +8,8 @@ import pytest
 import sqlalchemy as sa
 
 from billing.ingest import ingest
-from billing.ledger import open_ledger, reading, usage_events, usage_hours
+from billing.ledger import open_ledger, reading
+from billing.tables import usage_events, usage_hours
 from tests.drills.killing import kill_under_load
 
 KILLS = int(os.environ.get("TALLYBOOK_DRILL_KILLS", "3"))

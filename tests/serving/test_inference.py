@@ -227,7 +227,7 @@ def test_the_request_names_version_inputs_and_output() -> None:
     assert request.inputs["input_ids"] == tensor_of(np.array([IDS], np.int32))
     assert request.inputs["attention_mask"] == tensor_of(np.array([[1, 1, 1, 1]], np.int32))
     assert remaining is not None
-    assert 0 < remaining <= 5.0
+    assert 0 < remaining < 2 * 5.0  # gRPC rounds it up on the way; without a timeout it is years
 
 
 @pytest.mark.parametrize(

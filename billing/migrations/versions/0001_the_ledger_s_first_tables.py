@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -33,6 +34,57 @@ def upgrade() -> None:
         sa.Column("closed_with", sa.Date(), nullable=True),
         sa.CheckConstraint("state in ('draft', 'closed')", name="bill_days_state"),
         sa.PrimaryKeyConstraint("day"),
+    )
+    op.create_table(
+        "bill_totals",
+        sa.Column("month", sa.Date(), nullable=False),
+        sa.Column("user_id", sa.Text(), nullable=False),
+        sa.Column("project", sa.Text(), nullable=False),
+        sa.Column("department", sa.Text(), nullable=False),
+        sa.Column("direction", sa.Text(), nullable=False),
+        sa.Column("price_id", sa.Text(), nullable=False),
+        sa.Column("tier", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("discount_percent", sa.Text(), nullable=False),
+        sa.Column("quantity_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("amount_minor", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint(
+            "month", "user_id", "project", "department", "direction", "price_id", "tier", "discount_percent"
+        ),
+    )
+    op.create_table(
+        "event_batches",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("day", sa.Date(), nullable=False),
+        sa.Column("bill_day", sa.Date(), nullable=True),
+        sa.Column("segment", sa.Text(), nullable=False),
+        sa.Column("offset_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("requests", sa.BigInteger(), nullable=False),
+        sa.Column("prompt_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("cached_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("completion_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("events_root", sa.LargeBinary(), nullable=False),
+        sa.Column("stored_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("rolled_up", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    with op.batch_alter_table("event_batches", schema=None) as batch_op:
+        batch_op.create_index("event_batches_bill_day", ["bill_day"], unique=False)
+        batch_op.create_index(
+            "event_batches_to_roll_up",
+            ["day"],
+            unique=False,
+            sqlite_where=sa.text("NOT rolled_up"),
+            postgresql_where=sa.text("NOT rolled_up"),
+        )
+        batch_op.create_index(batch_op.f("ix_event_batches_day"), ["day"], unique=False)
+
+    op.create_table(
+        "event_ids",
+        sa.Column("id", sa.Text().with_variant(sa.Text(collation="C"), "postgresql"), nullable=False),
+        sa.Column("batch_id", sa.BigInteger(), nullable=False),
+        sa.Column("content_sha256", sa.LargeBinary(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "journal_offsets",
@@ -87,14 +139,19 @@ def upgrade() -> None:
     op.create_table(
         "usage_events",
         sa.Column("id", sa.Text().with_variant(sa.Text(collation="C"), "postgresql"), nullable=False),
+        sa.Column("day", sa.Date(), nullable=False),
+        sa.Column("batch_id", sa.BigInteger(), nullable=False),
+        sa.Column("hour", sa.DateTime(timezone=True), nullable=False),
         sa.Column("source", sa.Text(), nullable=False),
         sa.Column("time", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("day", sa.Date(), nullable=False),
         sa.Column("user_id", sa.Text(), nullable=False),
         sa.Column("project", sa.Text(), nullable=False),
         sa.Column("department", sa.Text(), nullable=False),
         sa.Column("model", sa.Text(), nullable=False),
         sa.Column("model_version", sa.Text(), nullable=False),
+        sa.Column("model_label", sa.Text(), nullable=False),
+        sa.Column("latency_class", sa.Text(), nullable=False),
+        sa.Column("context_band", sa.BigInteger(), nullable=False),
         sa.Column("operation", sa.Text(), nullable=False),
         sa.Column("tokenizer_fingerprint", sa.Text(), nullable=False),
         sa.Column("prompt_tokens", sa.BigInteger(), nullable=False),
@@ -107,19 +164,12 @@ def upgrade() -> None:
         sa.Column("status", sa.Integer(), nullable=False),
         sa.Column("prompt_sha256", sa.Text(), nullable=True),
         sa.Column("prompt_prefix", sa.Text(), nullable=True),
-        sa.Column("extra", sa.JSON(none_as_null=True), nullable=True),
-        sa.Column("content_sha256", sa.Text(), nullable=False),
-        sa.Column("bill_day", sa.Date(), nullable=True),
-        sa.PrimaryKeyConstraint("id"),
+        sa.Column("extra", sa.Text(), nullable=True),
+        postgresql_partition_by="RANGE (day)",
     )
     with op.batch_alter_table("usage_events", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_usage_events_day"), ["day"], unique=False)
         batch_op.create_index(
-            "usage_events_late",
-            ["day"],
-            unique=False,
-            sqlite_where=sa.text("bill_day IS NULL OR bill_day != day"),
-            postgresql_where=sa.text("bill_day IS NULL OR bill_day != day"),
+            "usage_events_batch", ["day", "batch_id"], unique=False, postgresql_using="brin"
         )
 
     op.create_table(
@@ -131,11 +181,27 @@ def upgrade() -> None:
         sa.Column("department", sa.Text(), nullable=False),
         sa.Column("model", sa.Text(), nullable=False),
         sa.Column("model_version", sa.Text(), nullable=False),
+        sa.Column("model_label", sa.Text(), nullable=False),
+        sa.Column("latency_class", sa.Text(), nullable=False),
+        sa.Column("context_band", sa.BigInteger(), nullable=False),
+        sa.Column("status", sa.Integer(), nullable=False),
         sa.Column("requests", sa.BigInteger(), nullable=False),
         sa.Column("prompt_tokens", sa.BigInteger(), nullable=False),
         sa.Column("cached_tokens", sa.BigInteger(), nullable=False),
         sa.Column("completion_tokens", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("day", "hour", "user_id", "project", "department", "model", "model_version"),
+        sa.PrimaryKeyConstraint(
+            "day",
+            "hour",
+            "user_id",
+            "project",
+            "department",
+            "model",
+            "model_version",
+            "model_label",
+            "latency_class",
+            "context_band",
+            "status",
+        ),
     )
     op.create_table(
         "bill_lines",
@@ -146,9 +212,15 @@ def upgrade() -> None:
         sa.Column("department", sa.Text(), nullable=False),
         sa.Column("model", sa.Text(), nullable=False),
         sa.Column("model_version", sa.Text(), nullable=False),
+        sa.Column("model_label", sa.Text(), nullable=False),
+        sa.Column("latency_class", sa.Text(), nullable=False),
+        sa.Column("context_band", sa.BigInteger(), nullable=False),
         sa.Column("direction", sa.Text(), nullable=False),
         sa.Column("price_id", sa.Text(), nullable=False),
+        sa.Column("tier", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("discount_percent", sa.Text(), nullable=False),
         sa.Column("quantity_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("quantity_requests", sa.BigInteger(), nullable=False),
         sa.Column("unit_price", sa.Text(), nullable=True),
         sa.Column("per_tokens", sa.BigInteger(), nullable=True),
         sa.Column("currency", sa.Text(), nullable=True),
@@ -166,8 +238,13 @@ def upgrade() -> None:
             "department",
             "model",
             "model_version",
+            "model_label",
+            "latency_class",
+            "context_band",
             "direction",
             "price_id",
+            "tier",
+            "discount_percent",
         ),
     )
     with op.batch_alter_table("bill_lines", schema=None) as batch_op:

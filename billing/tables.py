@@ -1,0 +1,253 @@
+"""The tables of the ledger."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Dialect
+
+metadata = sa.MetaData()
+
+
+class Instant(sa.types.TypeDecorator[datetime]):
+    """A moment in UTC; naive values are refused, because they mean another moment on another machine."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Python to database."""
+        if value is not None and value.tzinfo is None:
+            raise ValueError("a moment needs a UTC offset")
+        return value and value.astimezone(timezone.utc)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Database to Python; SQLite keeps no offset, and what it keeps is UTC."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=timezone.utc) if value.tzinfo is None else value.astimezone(timezone.utc)
+
+
+# Whose usage, of what. The user's column is `user_id`: a bare `user` means the login in PostgreSQL.
+SUBJECT = ("user_id", "project", "department", "model", "model_version", "model_label")
+# What of a request decides its price besides: how fast it had to be, and how long its input was.
+RATED_BY = ("latency_class", "context_band")
+COUNTS = ("prompt_tokens", "cached_tokens", "completion_tokens")
+
+
+def _subject(**options: Any) -> list[sa.Column[Any]]:
+    return [sa.Column(name, sa.Text, nullable=False, **options) for name in SUBJECT]
+
+
+def _rated_by(**options: Any) -> list[sa.Column[Any]]:
+    return [
+        sa.Column("latency_class", sa.Text, nullable=False, **options),
+        # The least prompt tokens of the band, 0 for the first: see billing.rating.CONTEXT_BANDS.
+        sa.Column("context_band", sa.BigInteger, nullable=False, **options),
+    ]
+
+
+# In the order of its bytes on every database.
+_event_id = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
+
+# Every event ever stored, also those whose rows retention has dropped: an id is billed once, for ever.
+event_ids = sa.Table(
+    "event_ids",
+    metadata,
+    sa.Column("id", _event_id, primary_key=True),
+    sa.Column("batch_id", sa.BigInteger, nullable=False),
+    sa.Column("content_sha256", sa.LargeBinary, nullable=False),  # tells a repeated event from a forged one
+    sqlite_with_rowid=False,
+)
+
+# Written once and never updated; on PostgreSQL partitioned by day, see billing.retention.
+usage_events = sa.Table(
+    "usage_events",
+    metadata,
+    sa.Column("id", _event_id, nullable=False),
+    sa.Column("day", sa.Date, nullable=False),
+    sa.Column("batch_id", sa.BigInteger, nullable=False),
+    sa.Column("hour", Instant, nullable=False),
+    sa.Column("source", sa.Text, nullable=False),
+    sa.Column("time", Instant, nullable=False),
+    *_subject(),
+    *_rated_by(),
+    sa.Column("operation", sa.Text, nullable=False),
+    sa.Column("tokenizer_fingerprint", sa.Text, nullable=False),
+    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cached_tokens", sa.BigInteger, nullable=False),
+    sa.Column("completion_tokens", sa.BigInteger, nullable=False),
+    sa.Column("usage_estimated", sa.Boolean, nullable=False),
+    sa.Column("duration_seconds", sa.Double, nullable=False),
+    sa.Column("time_to_first_token_seconds", sa.Double),
+    sa.Column("client_ip", sa.Text, nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("prompt_sha256", sa.Text),
+    sa.Column("prompt_prefix", sa.Text),
+    sa.Column("extra", sa.Text),  # fields of a newer producer, as canonical JSON
+    # In the order of storing, which is the order of these columns: a few pages on PostgreSQL.
+    sa.Index("usage_events_batch", "day", "batch_id", postgresql_using="brin"),
+    postgresql_partition_by="RANGE (day)",
+)
+
+# Events of one day that were stored in one transaction. A batch is on one bill: its day's, or, when it came
+# late, a later one's.
+event_batches = sa.Table(
+    "event_batches",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("day", sa.Date, nullable=False, index=True),
+    sa.Column("bill_day", sa.Date),  # null: it came late, and no bill has it yet
+    sa.Column("segment", sa.Text, nullable=False),
+    sa.Column("offset_bytes", sa.BigInteger, nullable=False),  # where in the segment the reader began
+    sa.Column("requests", sa.BigInteger, nullable=False),
+    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cached_tokens", sa.BigInteger, nullable=False),
+    sa.Column("completion_tokens", sa.BigInteger, nullable=False),
+    sa.Column("events_root", sa.LargeBinary, nullable=False),  # Merkle root over its events, by their ids
+    sa.Column("stored_at", Instant, nullable=False),
+    sa.Column("rolled_up", sa.Boolean, nullable=False),  # whether usage_hours has it
+)
+sa.Index("event_batches_bill_day", event_batches.c.bill_day)
+sa.Index(
+    "event_batches_to_roll_up",
+    event_batches.c.day,
+    sqlite_where=sa.text("NOT rolled_up"),
+    postgresql_where=sa.text("NOT rolled_up"),
+)
+
+usage_hours = sa.Table(
+    "usage_hours",
+    metadata,
+    sa.Column("day", sa.Date, primary_key=True),
+    sa.Column("hour", Instant, primary_key=True),
+    *_subject(primary_key=True),
+    *_rated_by(primary_key=True),
+    sa.Column("status", sa.Integer, primary_key=True),
+    sa.Column("requests", sa.BigInteger, nullable=False),
+    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cached_tokens", sa.BigInteger, nullable=False),
+    sa.Column("completion_tokens", sa.BigInteger, nullable=False),
+)
+
+journal_offsets = sa.Table(
+    "journal_offsets",
+    metadata,
+    sa.Column("segment", sa.Text, primary_key=True),
+    sa.Column("offset_bytes", sa.BigInteger, nullable=False),
+)
+
+set_aside = sa.Table(
+    "set_aside",
+    metadata,
+    sa.Column("segment", sa.Text, primary_key=True),
+    sa.Column("offset_bytes", sa.BigInteger, primary_key=True),
+    sa.Column("code", sa.Text, nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("raw", sa.LargeBinary, nullable=False),
+    sa.Column("set_aside_at", Instant, nullable=False),
+)
+
+prices = sa.Table(
+    "prices",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),  # digest of the terms: other terms are another price
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("model_version", sa.Text),  # null: every version of the model
+    sa.Column("effective_from", sa.Date, nullable=False),
+    sa.Column("currency", sa.Text, nullable=False),
+    sa.Column("per_tokens", sa.BigInteger, nullable=False),
+    sa.Column("input", sa.Text, nullable=False),  # decimals as text: exact on every database
+    sa.Column("cached_input", sa.Text, nullable=False),
+    sa.Column("output", sa.Text, nullable=False),
+    sa.Column("imported_at", Instant, nullable=False),
+    sa.Column("withdrawn_at", Instant),  # no longer on the list, and never billed
+)
+
+bill_days = sa.Table(
+    "bill_days",
+    metadata,
+    sa.Column("day", sa.Date, primary_key=True),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("early", sa.Boolean, nullable=False),  # closed before its end, on demand
+    sa.Column("closed_at", Instant),
+    sa.Column("closed_with", sa.Date),  # the later day whose closing caught up with this one
+    sa.CheckConstraint("state in ('draft', 'closed')", name="bill_days_state"),
+)
+
+# What a charge is at: part of the key of lines and of totals.
+_TERMS = ("direction", "price_id", "tier", "discount_percent")
+
+
+def _terms() -> list[sa.Column[Any]]:
+    return [
+        sa.Column("direction", sa.Text, primary_key=True),  # input, cached_input, output or minimum
+        sa.Column("price_id", sa.Text, primary_key=True),  # empty: unrated
+        sa.Column("tier", sa.Integer, primary_key=True, autoincrement=False),  # 0: the first, or no tiers
+        sa.Column("discount_percent", sa.Text, primary_key=True),  # a decimal as text; "0": none
+    ]
+
+
+bill_lines = sa.Table(
+    "bill_lines",
+    metadata,
+    sa.Column("day", sa.Date, sa.ForeignKey("bill_days.day"), primary_key=True),  # the bill it is on
+    sa.Column("usage_day", sa.Date, primary_key=True),  # earlier than `day`: a correction
+    *_subject(primary_key=True),
+    *_rated_by(primary_key=True),
+    *_terms(),
+    sa.Column("quantity_tokens", sa.BigInteger, nullable=False),
+    sa.Column("quantity_requests", sa.BigInteger, nullable=False),  # of a minimum; else 0
+    sa.Column("unit_price", sa.Text),
+    sa.Column("per_tokens", sa.BigInteger),
+    sa.Column("currency", sa.Text),
+    sa.Column("amount_minor", sa.BigInteger),  # null: unrated, which is not free
+    sa.CheckConstraint("(price_id = '') = (amount_minor is null)", name="unrated_has_no_amount"),
+    sa.Index("bill_lines_usage_day", "usage_day"),
+)
+
+# What the closed lines of a calendar month come to, at each price: where the next line goes on, so that
+# the lines of a month sum to the price of the month's tokens, in every tier, rounded once.
+bill_totals = sa.Table(
+    "bill_totals",
+    metadata,
+    sa.Column("month", sa.Date, primary_key=True),  # its first day
+    *[sa.Column(name, sa.Text, primary_key=True) for name in ("user_id", "project", "department")],
+    *_terms(),
+    sa.Column("quantity_tokens", sa.BigInteger, nullable=False),
+    sa.Column("amount_minor", sa.BigInteger),  # null: unrated
+)
+
+mails = sa.Table(
+    "mails",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),  # what it is about: a mail is composed once
+    sa.Column("day", sa.Date, nullable=False),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("message", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", Instant, nullable=False),
+    sa.Column("sent_at", Instant),
+    sa.Column("delivered_to", sa.JSON, nullable=False),  # who took it: they don't get it again
+    sa.Column("last_error", sa.Text),
+    sa.CheckConstraint("state in ('pending', 'sent', 'refused')", name="mails_state"),
+)
+
+audit_records = sa.Table(
+    "audit_records",
+    metadata,
+    sa.Column("number", sa.BigInteger, primary_key=True, autoincrement=False),  # 1, 2, 3, … without a gap
+    sa.Column("recorded_at", Instant, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),  # JSON, to the letter as it was hashed
+    sa.Column("previous_sha256", sa.Text, nullable=False),
+    sa.Column("sha256", sa.Text, nullable=False),
+)
+
+ledger_facts = sa.Table(
+    "ledger_facts",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("value", sa.Text, nullable=False),
+)
