@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import NamedTuple
@@ -11,6 +12,14 @@ from billing.prices import Price
 
 UNRATED = ""  # the price_id of tokens whose model has no price: metered, shown, not free
 DIRECTIONS = ("input", "cached_input", "output")
+# The least prompt tokens of each band that a price may tell apart. Fixed, because the aggregates are kept by
+# band: a price with bounds of its own would need every event again.
+CONTEXT_BANDS = (0, 32_769, 65_537, 131_073, 200_001, 262_145, 524_289)
+
+
+def context_band(prompt_tokens: int) -> int:
+    """The band of a request, as the least prompt tokens of it: 40,000 are in band 32,769."""
+    return CONTEXT_BANDS[bisect_right(CONTEXT_BANDS, prompt_tokens) - 1]
 
 
 class Subject(NamedTuple):
