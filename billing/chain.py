@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from datetime import date, datetime, timezone
+from datetime import datetime, timezone
 from hashlib import sha256
 from typing import Any
 
@@ -13,23 +12,10 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from billing.errors import AuditError
-from billing.events import content_sha256
 from billing.ledger import lock_ledger
-from billing.merkle import leaf_hash, merkle_root
-from billing.tables import audit_records, bill_lines, usage_events
+from billing.tables import audit_records
 
 GENESIS = "0" * 64  # what the first record follows
-
-
-@dataclass(frozen=True)
-class Seal:
-    """What a closed day's record says of its bill; another value of any of them is another bill."""
-
-    day: str
-    events: int
-    events_root: str  # Merkle root over the events on the bill, in the order of their ids
-    lines: int
-    lines_root: str  # the same over its lines, in the order of their keys
 
 
 def head(connection: Connection) -> str:
@@ -73,44 +59,6 @@ def records(connection: Connection) -> Iterator[tuple[int, str, dict[str, Any]]]
             raise AuditError("chain_broken", f"audit record {expected} ({row.kind}) was altered")
         previous = row.sha256
         yield row.number, row.kind, orjson.loads(row.body)
-
-
-def seal(connection: Connection, day: date) -> Seal:
-    """Hash the bill of a day as it stands: its events and its lines.
-
-    Raises: AuditError: an event is not what it was when it was stored (code event_altered).
-    """
-    events, lines = 0, _line_leaves(connection, day)
-
-    def counted() -> Iterator[bytes]:
-        nonlocal events
-        for events, (_, leaf) in enumerate(event_leaves(connection, day), 1):  # noqa: B007
-            yield leaf
-
-    root = merkle_root(counted())
-    return Seal(day.isoformat(), events, root.hex(), len(lines), merkle_root(lines).hex())
-
-
-def event_leaves(connection: Connection, day: date) -> Iterator[tuple[str, bytes]]:
-    """Id and leaf hash of every event on a bill, in the order of their ids; each is checked on the way.
-
-    Raises: AuditError: an event is not what it was when it was stored (code event_altered).
-    """
-    on_bill = sa.select(usage_events).where(usage_events.c.bill_day == day).order_by(usage_events.c.id)
-    for row in connection.execute(on_bill, execution_options={"yield_per": 5000}):
-        event = row._mapping
-        if content_sha256(event) != event["content_sha256"]:
-            raise AuditError("event_altered", f"event {event['id']} is not what was stored; bill of {day}")
-        yield event["id"], leaf_hash(f"{event['id']} {event['content_sha256']}".encode())
-
-
-def _line_leaves(connection: Connection, day: date) -> list[bytes]:
-    names = [f"{column.name}" for column in bill_lines.columns]
-    query = sa.select(bill_lines).where(bill_lines.c.day == day)
-    rows = [dict(zip(names, row, strict=True)) for row in connection.execute(query)]
-    # Sorted here: databases disagree on the order of text.
-    rows.sort(key=lambda row: [str(row[column.name]) for column in bill_lines.primary_key.columns])
-    return [leaf_hash(orjson.dumps(row, option=orjson.OPT_SORT_KEYS)) for row in rows]
 
 
 def _digest(number: int, moment: datetime, kind: str, body: str, previous: str) -> str:

@@ -6,9 +6,18 @@ from datetime import datetime, timezone
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.engine import Dialect
 
 metadata = sa.MetaData()
+
+
+_SQLITE_MOMENT = sqlite.DATETIME(
+    storage_format=(
+        "%(year)04d-%(month)02d-%(day)02dT%(hour)02d:%(minute)02d:%(second)02d.%(microsecond)06d+00:00"
+    ),
+    regexp=r"(\d+)-(\d+)-(\d+)T(\d+):(\d+):(\d+)\.(\d+)\+00:00",
+)
 
 
 class Instant(sa.types.TypeDecorator[datetime]):
@@ -16,6 +25,10 @@ class Instant(sa.types.TypeDecorator[datetime]):
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> sa.types.TypeEngine[Any]:
+        """On SQLite a moment is the text that an event has, so that events are stored as they come."""
+        return dialect.type_descriptor(_SQLITE_MOMENT if dialect.name == "sqlite" else self.impl_instance)
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         """Python to database."""
@@ -85,7 +98,7 @@ usage_events = sa.Table(
     sa.Column("client_ip", sa.Text, nullable=False),
     sa.Column("status", sa.Integer, nullable=False),
     sa.Column("prompt_sha256", sa.Text),
-    sa.Column("prompt_prefix", sa.Text),
+    sa.Column("prompt_prefix", sa.LargeBinary),  # UTF-8; PostgreSQL takes no NUL in a text
     sa.Column("extra", sa.Text),  # fields of a newer producer, as canonical JSON
     # In the order of storing, which is the order of these columns: a few pages on PostgreSQL.
     sa.Index("usage_events_batch", "day", "batch_id", postgresql_using="brin"),

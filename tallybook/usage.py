@@ -13,7 +13,7 @@ from typing import Any
 EVENT_TYPE = "tallybook.usage.v1"
 NAME = re.compile(r"[A-Za-z0-9._@:\-]{1,128}")  # users, projects, departments, models, versions
 MAX_TOKENS = 1_000_000_000  # of one request; above it a count is an error, not a request
-_MAX_TEXT = 512
+MAX_TEXT = 512
 _RFC_3339 = re.compile(
     r"(\d{4}-\d{2}-\d{2}[Tt]\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?([Zz]|[+-]\d{2}:\d{2})", re.ASCII
 )
@@ -35,7 +35,8 @@ class UsageEvent:
     Token counts are whole numbers; `cached_tokens` are part of `prompt_tokens`, `total_tokens` is
     prompt plus completion. `time` is the moment the answer was complete, in UTC. `id` is unique for
     ever and made by the server, never taken from a client. `tokenizer_fingerprint` is the SHA-256 of
-    the tokenizer that counted.
+    the tokenizer that counted. `model_label` is the label that the version was served under, such as
+    `canary`; `latency_class` is how fast the answer had to be, where prices depend on that.
     """
 
     id: str
@@ -47,6 +48,8 @@ class UsageEvent:
     operation: str
     model: str
     model_version: str
+    model_label: str | None = None
+    latency_class: str = "standard"
     tokenizer_fingerprint: str
     prompt_tokens: int
     completion_tokens: int
@@ -120,10 +123,11 @@ _ENVELOPE = {"id", "source", "time", "user"}
 DATA_NAMES = frozenset({f.name for f in fields(UsageEvent)} - _ENVELOPE | {"total_tokens"})
 _DATA_FIELDS = [f.name for f in fields(UsageEvent) if f.name not in _ENVELOPE]
 _OPTIONAL = {
-    "cached_tokens", "usage_estimated", "time_to_first_token_seconds", "prompt_sha256", "prompt_prefix",
+    "model_label", "latency_class", "cached_tokens", "usage_estimated", "time_to_first_token_seconds",
+    "prompt_sha256", "prompt_prefix",
 }  # fmt: skip
 _REQUIRED_DATA = set(_DATA_FIELDS) - _OPTIONAL
-_NAMES = ("user", "project", "department", "model", "model_version")
+_NAMES = ("user", "project", "department", "model", "model_version", "model_label", "latency_class")
 _TEXTS = ("id", "source", "operation", "tokenizer_fingerprint", "client_ip", "prompt_sha256")
 _COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 _SECONDS = ("duration_seconds", "time_to_first_token_seconds")
@@ -157,14 +161,16 @@ def _instant(text: object) -> datetime:
 def _check(event: UsageEvent) -> None:
     for name in _NAMES:
         value = getattr(event, name)
+        if value is None and name in _OPTIONAL:
+            continue
         if not isinstance(value, str) or not NAME.fullmatch(value):
             raise InvalidEventError("invalid_name", f"{name} must be 1-128 of letters, digits and ._@:-")
     for name in _TEXTS:
         value = getattr(event, name)
         if value is None and name in _OPTIONAL:
             continue
-        if not isinstance(value, str) or not 0 < len(value) <= _MAX_TEXT or _UNPRINTABLE.search(value):
-            raise InvalidEventError("invalid_text", f"{name} must be 1-{_MAX_TEXT} printable characters")
+        if not isinstance(value, str) or not 0 < len(value) <= MAX_TEXT or _UNPRINTABLE.search(value):
+            raise InvalidEventError("invalid_text", f"{name} must be 1-{MAX_TEXT} printable characters")
     if event.prompt_prefix is not None and not isinstance(event.prompt_prefix, str):
         raise InvalidEventError("invalid_text", "prompt_prefix must be a string")
     for name in _COUNTS:

@@ -163,7 +163,7 @@ def upgrade() -> None:
         sa.Column("client_ip", sa.Text(), nullable=False),
         sa.Column("status", sa.Integer(), nullable=False),
         sa.Column("prompt_sha256", sa.Text(), nullable=True),
-        sa.Column("prompt_prefix", sa.Text(), nullable=True),
+        sa.Column("prompt_prefix", sa.LargeBinary(), nullable=True),
         sa.Column("extra", sa.Text(), nullable=True),
         postgresql_partition_by="RANGE (day)",
     )
