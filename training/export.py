@@ -16,6 +16,7 @@ from typing import Any
 import tensorflow as tf  # type: ignore[import-untyped]  # ships no types
 from tokenizers import Tokenizer
 
+from training.cost import flush_folder
 from training.dataset import LABELS
 from training.errors import TrainingError
 from training.model import ReviewClassifier, Tensor
@@ -125,7 +126,7 @@ def _publish(beside: Path, parent: Path, card: dict[str, Any]) -> Path:
                 raise
             version += 1
         else:
-            _flush_folder(parent)
+            flush_folder(parent)
             return final
 
 
@@ -135,12 +136,4 @@ def _flush(folder: Path) -> None:
         for name in files:
             with (Path(at) / name).open("rb") as file:
                 os.fsync(file.fileno())
-        _flush_folder(Path(at))
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        flush_folder(Path(at))

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import tensorflow as tf  # type: ignore[import-untyped]  # ships no types
 
+from training.cost import PoolPrice, Run, make_writable, write_event
 from training.dataset import Dataset, load_reviews
 from training.evaluation import Baseline, Metrics, baseline, measure
-from training.export import Provenance, check_model_name, export_model
+from training.export import Provenance, check_model_name, code_version, export_model
 from training.model import ModelConfig, ReviewClassifier
 from training.tokenizer import build_tokenizer
 from training.trainer import Epoch, TrainingConfig, encode, predict, train
@@ -19,9 +20,13 @@ from training.trainer import Epoch, TrainingConfig, encode, predict, train
 
 @dataclass(frozen=True)
 class Result:
-    """What one training came to. `seconds` are of training alone: no reading, baseline or export."""
+    """What one training came to. `seconds` are of training alone: no reading, baseline or export.
+
+    `cost_event` is the file of its training-cost event.
+    """
 
     folder: Path
+    cost_event: Path
     dataset: Dataset
     epochs: list[Epoch]
     validation: Metrics
@@ -41,17 +46,22 @@ def train_and_export(
     models_dir: Path,
     name: str,
     config: TrainingConfig,
+    training_dir: Path,
+    pool_price: PoolPrice | None = None,
     data_dir: Path | None = None,
     limit: int | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
 ) -> Result:
     """Train a classifier and its baseline on the same split; export it as models_dir/name/<next version>.
 
-    Data and `limit` as in `load_reviews`; the test split is looked at once, after training.
+    Data and `limit` as in `load_reviews`; the test split is looked at once, after training. What the run took
+    goes to training_dir as an event, at `pool_price` when that is known.
 
-    Raises: TrainingError, with the codes of `load_reviews`, `encode` and `export_model`.
+    Raises: TrainingError, with the codes of `load_reviews`, `encode`, `export_model` and `write_event`.
     """
+    begun = time.monotonic()
     check_model_name(name)  # before minutes of work
+    make_writable(training_dir)
     dataset = load_reviews(data_dir, limit)
     tokenizer = build_tokenizer(dataset.train.texts)
     model = ReviewClassifier(ModelConfig(tokenizer.get_vocab_size()), config.seed)
@@ -77,4 +87,25 @@ def train_and_export(
         },
     )
     folder = export_model(model, tokenizer, models_dir, name, provenance)
-    return Result(folder, dataset, epochs, validation, test, simple, model.parameter_count(), seconds, device)
+    run = Run(
+        model=name,
+        model_version=folder.name,
+        device=device,
+        device_seconds=round(seconds, 3),  # TensorFlow computes on one device here
+        wall_seconds=round(time.monotonic() - begun, 3),
+        examples=len(dataset.train.texts),
+        code_version=code_version(),
+    )
+    cost_event = write_event(training_dir, run, pool_price)
+    return Result(
+        folder,
+        cost_event,
+        dataset,
+        epochs,
+        validation,
+        test,
+        simple,
+        model.parameter_count(),
+        seconds,
+        device,
+    )

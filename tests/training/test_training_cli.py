@@ -23,6 +23,7 @@ def refused(*options: str) -> str:
 
 def test_a_quick_training_reports_itself_without_noise_and_exports_a_version(tmp_path: Path) -> None:
     options = ["--limit", "400", "--epochs", "1", "--models-dir", str(tmp_path), "--model-name", "quick"]
+    options += ["--training-dir", str(tmp_path / "costs"), "--pool-price", "12.50 CNY"]
     command = [sys.executable, "-m", "training.cli", *options]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stderr == ""  # neither TensorFlow's native libraries nor a progress bar outside a terminal
@@ -37,6 +38,25 @@ def test_a_quick_training_reports_itself_without_noise_and_exports_a_version(tmp
     assert counted == card["data"]["counts"]["test"] == 41
     assert card["training"]["seed"] == 7
     assert card["training"]["epoch_kept"] == 1
+    [file] = (tmp_path / "costs").iterdir()
+    [line] = file.read_text("utf-8").splitlines()
+    event = json.loads(line)
+    assert file.name == f"{event['id']}.jsonl"
+    assert (event["specversion"], event["type"], event["subject"]) == (
+        "1.0",
+        "tallybook.training.v1",
+        "quick",
+    )
+    data = event["data"]
+    assert 0 < data["device_seconds"] <= data["wall_seconds"]
+    assert (data["model"], data["model_version"], data["device"]) == (
+        "quick",
+        "1",
+        card["training"]["device"],
+    )
+    assert data["examples"] == card["data"]["counts"]["train"]
+    assert data["code_version"] == card["code_version"]
+    assert (data["pool_price_per_hour"], data["currency"]) == ("12.50", "CNY")
 
 
 @pytest.mark.parametrize(
@@ -48,15 +68,31 @@ def test_data_to_learn_nothing_from_ends_in_a_coded_error(
 ) -> None:
     (tmp_path / "neg.txt").write_text(negative, "utf-8")
     (tmp_path / "pos.txt").write_text(positive, "utf-8")
-    told = refused("--data-dir", str(tmp_path), "--models-dir", str(tmp_path / "models"))
+    places = ["--models-dir", str(tmp_path / "models"), "--training-dir", str(tmp_path / "costs")]
+    told = refused("--data-dir", str(tmp_path), *places)
     assert told.startswith(f"error: {code}: ")
     assert len(told.splitlines()) == 1
     assert not (tmp_path / "models").exists()
+    assert list((tmp_path / "costs").iterdir()) == []
 
 
 def test_a_bad_name_is_refused_before_the_work_begins(tmp_path: Path) -> None:
     told = refused("--model-name", "../elsewhere", "--models-dir", str(tmp_path))
     assert told.startswith("error: invalid_model_name: ")
+
+
+@pytest.mark.parametrize("price", ["12.50", "12.50CNY", "-1 CNY", "1e3 CNY", "NaN CNY", "1.5 cny"])
+def test_a_price_that_is_not_exact_or_has_no_currency_is_refused(tmp_path: Path, price: str) -> None:
+    told = refused("--pool-price", price, "--models-dir", str(tmp_path), "--training-dir", str(tmp_path))
+    assert told.startswith("error: invalid_pool_price: ")
+
+
+def test_costs_that_can_not_be_written_are_noticed_before_the_work_begins(tmp_path: Path) -> None:
+    file = tmp_path / "costs"
+    file.write_text("not a folder")
+    told = refused("--models-dir", str(tmp_path / "models"), "--training-dir", str(file / "below"))
+    assert told.startswith("error: training_dir_unwritable: ")
+    assert not (tmp_path / "models").exists()
 
 
 def test_models_go_where_the_settings_of_the_other_packages_say(tmp_path: Path) -> None:
