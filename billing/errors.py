@@ -6,6 +6,9 @@ BillingError
 ├── DayError               the day can't be rated or closed now
 ├── ClosureError           events, aggregates and lines disagree: nothing is closed, nothing is mailed
 ├── AuditError             the ledger is not what it was when it was written
+├── CostsError             the costs file is wrong
+├── BudgetsError           the budgets file is wrong
+├── WalletError            credit can't be booked like this
 └── MailError              a mail can't be composed or delivered
 """
 
@@ -38,6 +41,18 @@ class ClosureError(BillingError):
 
 class AuditError(BillingError):
     """The ledger is not what it was when it was written; the message names the first difference."""
+
+
+class CostsError(BillingError):
+    """The costs file is wrong."""
+
+
+class BudgetsError(BillingError):
+    """The budgets file is wrong."""
+
+
+class WalletError(BillingError):
+    """Credit can't be booked like this."""
 
 
 class MailError(BillingError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from decimal import Context, Decimal
+from fractions import Fraction
 
 # ISO 4217: how many decimals the minor unit of a currency has.
 _DECIMALS = {
@@ -38,6 +39,13 @@ def charge(tokens: int, unit_price: Decimal, per_tokens: int, currency: str) -> 
 def to_decimal(minor: int, currency: str) -> Decimal:
     """Minor units as a decimal of the currency: 1234 of CNY are Decimal('12.34')."""
     return Decimal(minor).scaleb(-decimals(currency), context=_EXACT)
+
+
+def shown(value: Fraction, places: int) -> Decimal:
+    """An exact number as people read it, half away from zero: for reports, never for what is billed."""
+    scaled = abs(value) * 10**places
+    whole = (2 * scaled.numerator + scaled.denominator) // (2 * scaled.denominator)
+    return Decimal(-whole if value < 0 else whole).scaleb(-places, context=_EXACT)
 
 
 def format_amount(minor: int, currency: str) -> str:
