@@ -36,7 +36,7 @@ def running_server(
     models_dir: Path, load: Callable[[Path], Model] | None = None, **settings: Any
 ) -> Iterator[ModelServer]:
     """A started model server on a free port, which looks for new versions 50 times a second."""
-    defaults = {"model_server_port": 0, "model_server_poll_seconds": 0.02}
+    defaults = {"model_server_port": 0, "model_server_rest_port": 0, "model_server_poll_seconds": 0.02}
     server = create_server(ModelServerSettings(models_dir=models_dir, **{**defaults, **settings}), load)
     server.start()
     try:

@@ -25,6 +25,7 @@ def _option(flag: str, field: str, kind: click.ParamType[Any]) -> Callable[[Comm
 @click.command("serve-model")
 @_option("--host", "model_server_host", click.STRING)
 @_option("--port", "model_server_port", click.IntRange(0, 65535))
+@_option("--rest-port", "model_server_rest_port", click.IntRange(0, 65535))
 @_option("--models-dir", "models_dir", click.Path(path_type=Path))
 @_option("--poll-seconds", "model_server_poll_seconds", click.FloatRange(0, min_open=True))
 @_option("--versions-kept", "model_server_versions_kept", click.IntRange(1))

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 
 from serving.model_server.batcher import Prediction, RetiredError
+from serving.model_server.counters import Counters
 from serving.model_server.errors import (
     InvalidRequestError,
     LateError,
@@ -41,8 +42,9 @@ Method = Callable[[Any, grpc.ServicerContext], Any]
 class Services:
     """The methods of both services over one manager; at most `max_pending` predictions at a time."""
 
-    def __init__(self, manager: ModelManager, max_pending: int) -> None:
+    def __init__(self, manager: ModelManager, max_pending: int, counters: Counters) -> None:
         self._manager = manager
+        self._counters = counters
         self._places = threading.BoundedSemaphore(max_pending)
         self._max_pending = max_pending
 
@@ -65,6 +67,19 @@ class Services:
 
     def predict(self, request: Message, context: grpc.ServicerContext) -> Message:
         """Compute the outputs of one request, in a batch with others where that changes nothing."""
+        started = time.monotonic()
+        status = grpc.StatusCode.INTERNAL
+        try:
+            answer = self._predict(request, context)
+            status = grpc.StatusCode.OK
+        except ModelServerError as error:
+            status = error.status
+            raise
+        finally:
+            self._count(request.model_spec.name, status, time.monotonic() - started)
+        return answer
+
+    def _predict(self, request: Message, context: grpc.ServicerContext) -> Message:
         filled = sorted(set(request.output_filter))
         inputs = _arrays(request)
         with self._place():
@@ -121,6 +136,11 @@ class Services:
             status.status.error_code = record.error_code.value[0]
             status.status.error_message = record.error_message
         return answer
+
+    def _count(self, name: str, status: grpc.StatusCode, seconds: float) -> None:
+        # Names that clients make up would fill the memory.
+        if status is grpc.StatusCode.OK or self._manager.records(name):
+            self._counters.count(name, status, seconds)
 
     def _find(self, spec: Message) -> tuple[ServedModel, Signature]:
         served = self._served(spec)

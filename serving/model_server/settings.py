@@ -14,6 +14,12 @@ class ModelServerSettings(CommonSettings):
     model_server_port: int = Field(
         8500, ge=0, le=65535, description="Port of the model server; 0 takes any free one."
     )
+    model_server_rest_port: int = Field(
+        8501,
+        ge=0,
+        le=65535,
+        description="Port of GET /monitoring/prometheus/metrics, its counters; 0 takes any free one.",
+    )
     model_server_poll_seconds: float = Field(
         1.0, gt=0, description="How often models_dir is searched for new versions."
     )

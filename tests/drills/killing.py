@@ -107,6 +107,8 @@ def _model_server(models_dir: Path) -> Iterator[str]:
             "serve-model",
             "--port",
             "0",
+            "--rest-port",
+            "0",
             "--models-dir",
             str(models_dir),
         ],

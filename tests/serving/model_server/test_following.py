@@ -6,6 +6,7 @@ import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import grpc
 import pytest
@@ -125,9 +126,13 @@ def test_a_server_without_models_waits_for_the_first(tmp_path: Path, model_versi
 
 def test_a_second_server_on_the_same_port_is_told(models_dir: Path) -> None:
     with running_server(models_dir) as server:
-        taken = ModelServerSettings(models_dir=models_dir, model_server_port=server.port)
-        with pytest.raises(OSError, match=f"can't listen on 127.0.0.1:{server.port}"):
-            create_server(taken)
+        rest_port = urlsplit(server.counters_url).port or 0
+        for ports in ((server.port, 0), (0, rest_port)):
+            taken = ModelServerSettings(
+                models_dir=models_dir, model_server_port=ports[0], model_server_rest_port=ports[1]
+            )
+            with pytest.raises(OSError, match=f"can't listen on 127.0.0.1:{max(ports)}"):
+                create_server(taken)
 
 
 def test_stopping_answers_what_runs_and_refuses_what_comes(models_dir: Path) -> None:

@@ -37,7 +37,7 @@ def process(models_dir: Path, *options: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_it_says_when_it_is_ready_answers_and_ends_in_order(models_dir: Path) -> None:
-    with process(models_dir, "--port", "0") as running:
+    with process(models_dir, "--port", "0", "--rest-port", "0") as running:
         assert running.stdout is not None
         ready = running.stdout.readline()
         found = re.fullmatch(r"Model server ready on (127\.0\.0\.1:\d+): review-sentiment 1\n", ready)
@@ -60,7 +60,7 @@ def test_a_port_that_is_taken_is_told_in_one_line(tmp_path: Path) -> None:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        with process(tmp_path, "--port", str(port)) as running:
+        with process(tmp_path, "--port", str(port), "--rest-port", "0") as running:
             _, errors = running.communicate(timeout=TIMEOUT_SECONDS)
     assert running.returncode == 1
     assert f"Error: can't listen on 127.0.0.1:{port}: is another server running there?" in errors
