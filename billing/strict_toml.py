@@ -1,4 +1,4 @@
-"""Settings files of finance, read strictly: what is missing, misspelt or inexact is refused with its place."""
+"""Settings files of finance, read strictly: what is missing, misspelt or inexact is refused by place."""
 
 from __future__ import annotations
 
