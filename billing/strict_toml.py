@@ -1,4 +1,4 @@
-"""Settings files of finance, read strictly: what is missing, misspelt or inexact is refused by place."""
+"""Settings files of finance, read strictly: what is missing, misspelt or inexact is refused."""
 
 from __future__ import annotations
 

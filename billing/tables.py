@@ -12,7 +12,7 @@ from sqlalchemy.engine import Dialect
 metadata = sa.MetaData()
 
 
-_SQLITE_MOMENT = sqlite.DATETIME(
+_SQLITE_MOMENT = sqlite.DATETIME(  # type: ignore[no-untyped-call]
     storage_format=(
         "%(year)04d-%(month)02d-%(day)02dT%(hour)02d:%(minute)02d:%(second)02d.%(microsecond)06d+00:00"
     ),
@@ -245,6 +245,46 @@ mails = sa.Table(
     sa.Column("delivered_to", sa.JSON, nullable=False),  # who took it: they don't get it again
     sa.Column("last_error", sa.Text),
     sa.CheckConstraint("state in ('pending', 'sent', 'refused')", name="mails_state"),
+)
+
+# What every training took: read from the files that training writes, each stored once by its id.
+training_runs = sa.Table(
+    "training_runs",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("time", Instant, nullable=False, index=True),
+    sa.Column("model", sa.Text, nullable=False),
+    sa.Column("model_version", sa.Text, nullable=False),
+    sa.Column("device", sa.Text, nullable=False),
+    sa.Column("device_seconds", sa.Text, nullable=False),  # decimals as text: exact on every database
+    sa.Column("wall_seconds", sa.Text, nullable=False),
+    sa.Column("examples", sa.BigInteger, nullable=False),
+    sa.Column("code_version", sa.Text, nullable=False),
+    sa.Column("pool_price_per_hour", sa.Text),  # null: nobody said what its machines cost
+    sa.Column("currency", sa.Text),
+    sa.Column("content_sha256", sa.LargeBinary, nullable=False),  # tells a repeated event from a forged one
+    sa.Column("imported_at", Instant, nullable=False),
+    sa.CheckConstraint("(pool_price_per_hour is null) = (currency is null)", name="a_price_has_a_currency"),
+)
+
+# Prepaid credit, append-only: a balance is the sum of its entries, and nothing else.
+wallet_entries = sa.Table(
+    "wallet_entries",
+    metadata,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("project", sa.Text, nullable=False),
+    sa.Column("kind", sa.Text, nullable=False),
+    sa.Column("amount_minor", sa.BigInteger, nullable=False),  # what it adds to the balance
+    sa.Column("currency", sa.Text, nullable=False),
+    sa.Column("bill_day", sa.Date),  # of a charge
+    sa.Column("who", sa.Text, nullable=False),
+    sa.Column("note", sa.Text, nullable=False),
+    sa.Column("at", Instant, nullable=False),
+    sa.UniqueConstraint("project", "bill_day", name="a_bill_is_charged_once"),
+    sa.CheckConstraint("kind in ('topup', 'charge', 'refund')", name="wallet_entries_kind"),
+    sa.CheckConstraint("(kind = 'charge') = (bill_day is not null)", name="a_charge_has_a_bill"),
+    sa.CheckConstraint("kind <> 'topup' or amount_minor > 0", name="a_topup_adds"),
+    sa.CheckConstraint("kind <> 'refund' or amount_minor < 0", name="a_refund_takes"),
 )
 
 audit_records = sa.Table(

@@ -137,6 +137,29 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("segment", "offset_bytes"),
     )
     op.create_table(
+        "training_runs",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("time", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("model_version", sa.Text(), nullable=False),
+        sa.Column("device", sa.Text(), nullable=False),
+        sa.Column("device_seconds", sa.Text(), nullable=False),
+        sa.Column("wall_seconds", sa.Text(), nullable=False),
+        sa.Column("examples", sa.BigInteger(), nullable=False),
+        sa.Column("code_version", sa.Text(), nullable=False),
+        sa.Column("pool_price_per_hour", sa.Text(), nullable=True),
+        sa.Column("currency", sa.Text(), nullable=True),
+        sa.Column("content_sha256", sa.LargeBinary(), nullable=False),
+        sa.Column("imported_at", sa.DateTime(timezone=True), nullable=False),
+        sa.CheckConstraint(
+            "(pool_price_per_hour is null) = (currency is null)", name="a_price_has_a_currency"
+        ),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    with op.batch_alter_table("training_runs", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_training_runs_time"), ["time"], unique=False)
+
+    op.create_table(
         "usage_events",
         sa.Column("id", sa.Text().with_variant(sa.Text(collation="C"), "postgresql"), nullable=False),
         sa.Column("day", sa.Date(), nullable=False),
@@ -202,6 +225,24 @@ def upgrade() -> None:
             "context_band",
             "status",
         ),
+    )
+    op.create_table(
+        "wallet_entries",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("project", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("amount_minor", sa.BigInteger(), nullable=False),
+        sa.Column("currency", sa.Text(), nullable=False),
+        sa.Column("bill_day", sa.Date(), nullable=True),
+        sa.Column("who", sa.Text(), nullable=False),
+        sa.Column("note", sa.Text(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+        sa.CheckConstraint("(kind = 'charge') = (bill_day is not null)", name="a_charge_has_a_bill"),
+        sa.CheckConstraint("kind <> 'refund' or amount_minor < 0", name="a_refund_takes"),
+        sa.CheckConstraint("kind <> 'topup' or amount_minor > 0", name="a_topup_adds"),
+        sa.CheckConstraint("kind in ('topup', 'charge', 'refund')", name="wallet_entries_kind"),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("project", "bill_day", name="a_bill_is_charged_once"),
     )
     op.create_table(
         "bill_lines",
