@@ -20,7 +20,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-_DECIMAL = re.compile(r"\d{1,9}(\.\d{1,12})?", re.ASCII)
+DECIMAL = re.compile(r"\d{1,9}(\.\d{1,12})?", re.ASCII)  # exact, without a sign or an exponent
 _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
 
 
@@ -115,7 +115,7 @@ class Entry:
         return value
 
     def _decimal(self, key: str, value: object) -> Decimal:
-        if not isinstance(value, str) or not _DECIMAL.fullmatch(value):
+        if not isinstance(value, str) or not DECIMAL.fullmatch(value):
             self.refuse(f'write {key} in quotes, such as "12.50", without a sign, at most 12 decimals')
         return Decimal(value)
 
