@@ -122,6 +122,7 @@ event_batches = sa.Table(
     sa.Column("events_root", sa.LargeBinary, nullable=False),  # Merkle root over its events, by their ids
     sa.Column("stored_at", Instant, nullable=False),
     sa.Column("rolled_up", sa.Boolean, nullable=False),  # whether usage_hours has it
+    sa.Column("dropped_at", Instant),  # when retention dropped its events, which were proven first
 )
 sa.Index("event_batches_bill_day", event_batches.c.bill_day)
 sa.Index(
@@ -163,20 +164,55 @@ set_aside = sa.Table(
     sa.Column("set_aside_at", Instant, nullable=False),
 )
 
+
+def _imported() -> list[sa.Column[Any]]:
+    return [
+        sa.Column("effective_from", sa.Date, nullable=False),
+        sa.Column("imported_at", Instant, nullable=False),
+        sa.Column("withdrawn_at", Instant),  # no longer in the price file, and nothing was billed by it
+    ]
+
+
+# Versions of what the price file says; the id is the digest of the terms: other terms are another version.
+# Decimals are text, which is exact on every database.
 prices = sa.Table(
     "prices",
     metadata,
-    sa.Column("id", sa.Text, primary_key=True),  # digest of the terms: other terms are another price
+    sa.Column("id", sa.Text, primary_key=True),
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("model_version", sa.Text),  # null: every version of the model
-    sa.Column("effective_from", sa.Date, nullable=False),
+    sa.Column("model_label", sa.Text),  # null: every label
+    sa.Column("latency_class", sa.Text),  # null: every class
+    sa.Column("context_band", sa.BigInteger, nullable=False),  # of requests in this band and above
     sa.Column("currency", sa.Text, nullable=False),
     sa.Column("per_tokens", sa.BigInteger, nullable=False),
-    sa.Column("input", sa.Text, nullable=False),  # decimals as text: exact on every database
+    sa.Column("tiers", sa.Text),  # graduated or volume; null: every direction is flat
+    # A decimal, or tiers as JSON: [[up_to, price], …, [null, price]].
+    sa.Column("input", sa.Text, nullable=False),
     sa.Column("cached_input", sa.Text, nullable=False),
     sa.Column("output", sa.Text, nullable=False),
-    sa.Column("imported_at", Instant, nullable=False),
-    sa.Column("withdrawn_at", Instant),  # no longer on the list, and never billed
+    sa.Column("minimum", sa.Text),  # of a request
+    *_imported(),
+)
+
+discounts = sa.Table(
+    "discounts",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("department", sa.Text, nullable=False),
+    sa.Column("model", sa.Text),  # null: every model
+    sa.Column("percent", sa.Text, nullable=False),
+    *_imported(),
+)
+
+department_rules = sa.Table(
+    "department_rules",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("user_id", sa.Text),  # null: every user of the project
+    sa.Column("project", sa.Text),  # null: every project of the user
+    sa.Column("department", sa.Text, nullable=False),
+    *_imported(),
 )
 
 bill_days = sa.Table(
@@ -191,7 +227,7 @@ bill_days = sa.Table(
 )
 
 # What a charge is at: part of the key of lines and of totals.
-_TERMS = ("direction", "price_id", "tier", "discount_percent")
+TERMS = ("direction", "price_id", "tier", "discount_percent")
 
 
 def _terms() -> list[sa.Column[Any]]:
@@ -213,12 +249,19 @@ bill_lines = sa.Table(
     *_terms(),
     sa.Column("quantity_tokens", sa.BigInteger, nullable=False),
     sa.Column("quantity_requests", sa.BigInteger, nullable=False),  # of a minimum; else 0
+    sa.Column("tokens_before", sa.BigInteger, nullable=False),  # in its month and at its terms, so far
     sa.Column("unit_price", sa.Text),
     sa.Column("per_tokens", sa.BigInteger),
     sa.Column("currency", sa.Text),
     sa.Column("amount_minor", sa.BigInteger),  # null: unrated, which is not free
     sa.CheckConstraint("(price_id = '') = (amount_minor is null)", name="unrated_has_no_amount"),
     sa.Index("bill_lines_usage_day", "usage_day"),
+)
+sa.Index(
+    "bill_lines_unrated",
+    bill_lines.c.usage_day,
+    sqlite_where=sa.text("price_id = ''"),
+    postgresql_where=sa.text("price_id = ''"),
 )
 
 # What the closed lines of a calendar month come to, at each price: where the next line goes on, so that
@@ -231,6 +274,12 @@ bill_totals = sa.Table(
     *_terms(),
     sa.Column("quantity_tokens", sa.BigInteger, nullable=False),
     sa.Column("amount_minor", sa.BigInteger),  # null: unrated
+)
+sa.Index(
+    "bill_totals_unrated",
+    bill_totals.c.month,
+    sqlite_where=sa.text("price_id = '' AND quantity_tokens <> 0"),
+    postgresql_where=sa.text("price_id = '' AND quantity_tokens <> 0"),
 )
 
 mails = sa.Table(
@@ -285,6 +334,17 @@ wallet_entries = sa.Table(
     sa.CheckConstraint("(kind = 'charge') = (bill_day is not null)", name="a_charge_has_a_bill"),
     sa.CheckConstraint("kind <> 'topup' or amount_minor > 0", name="a_topup_adds"),
     sa.CheckConstraint("kind <> 'refund' or amount_minor < 0", name="a_refund_takes"),
+)
+
+# What the model servers' own counters said, and when; see billing.counters.
+counter_samples = sa.Table(
+    "counter_samples",
+    metadata,
+    sa.Column("sampled_at", Instant, primary_key=True),
+    sa.Column("server", sa.Text, primary_key=True),  # the address of its counters
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("counter", sa.Text, primary_key=True),
+    sa.Column("value", sa.BigInteger, nullable=False),  # since the server started
 )
 
 audit_records = sa.Table(

@@ -51,6 +51,46 @@ def upgrade() -> None:
             "month", "user_id", "project", "department", "direction", "price_id", "tier", "discount_percent"
         ),
     )
+    with op.batch_alter_table("bill_totals", schema=None) as batch_op:
+        batch_op.create_index(
+            "bill_totals_unrated",
+            ["month"],
+            unique=False,
+            sqlite_where=sa.text("price_id = '' AND quantity_tokens <> 0"),
+            postgresql_where=sa.text("price_id = '' AND quantity_tokens <> 0"),
+        )
+
+    op.create_table(
+        "counter_samples",
+        sa.Column("sampled_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("server", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("counter", sa.Text(), nullable=False),
+        sa.Column("value", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("sampled_at", "server", "model", "counter"),
+    )
+    op.create_table(
+        "department_rules",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("user_id", sa.Text(), nullable=True),
+        sa.Column("project", sa.Text(), nullable=True),
+        sa.Column("department", sa.Text(), nullable=False),
+        sa.Column("effective_from", sa.Date(), nullable=False),
+        sa.Column("imported_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("withdrawn_at", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_table(
+        "discounts",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("department", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=True),
+        sa.Column("percent", sa.Text(), nullable=False),
+        sa.Column("effective_from", sa.Date(), nullable=False),
+        sa.Column("imported_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("withdrawn_at", sa.DateTime(timezone=True), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+    )
     op.create_table(
         "event_batches",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -65,6 +105,7 @@ def upgrade() -> None:
         sa.Column("events_root", sa.LargeBinary(), nullable=False),
         sa.Column("stored_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("rolled_up", sa.Boolean(), nullable=False),
+        sa.Column("dropped_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("id"),
     )
     with op.batch_alter_table("event_batches", schema=None) as batch_op:
@@ -116,12 +157,17 @@ def upgrade() -> None:
         sa.Column("id", sa.Text(), nullable=False),
         sa.Column("model", sa.Text(), nullable=False),
         sa.Column("model_version", sa.Text(), nullable=True),
-        sa.Column("effective_from", sa.Date(), nullable=False),
+        sa.Column("model_label", sa.Text(), nullable=True),
+        sa.Column("latency_class", sa.Text(), nullable=True),
+        sa.Column("context_band", sa.BigInteger(), nullable=False),
         sa.Column("currency", sa.Text(), nullable=False),
         sa.Column("per_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("tiers", sa.Text(), nullable=True),
         sa.Column("input", sa.Text(), nullable=False),
         sa.Column("cached_input", sa.Text(), nullable=False),
         sa.Column("output", sa.Text(), nullable=False),
+        sa.Column("minimum", sa.Text(), nullable=True),
+        sa.Column("effective_from", sa.Date(), nullable=False),
         sa.Column("imported_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("withdrawn_at", sa.DateTime(timezone=True), nullable=True),
         sa.PrimaryKeyConstraint("id"),
@@ -262,6 +308,7 @@ def upgrade() -> None:
         sa.Column("discount_percent", sa.Text(), nullable=False),
         sa.Column("quantity_tokens", sa.BigInteger(), nullable=False),
         sa.Column("quantity_requests", sa.BigInteger(), nullable=False),
+        sa.Column("tokens_before", sa.BigInteger(), nullable=False),
         sa.Column("unit_price", sa.Text(), nullable=True),
         sa.Column("per_tokens", sa.BigInteger(), nullable=True),
         sa.Column("currency", sa.Text(), nullable=True),
@@ -289,6 +336,13 @@ def upgrade() -> None:
         ),
     )
     with op.batch_alter_table("bill_lines", schema=None) as batch_op:
+        batch_op.create_index(
+            "bill_lines_unrated",
+            ["usage_day"],
+            unique=False,
+            sqlite_where=sa.text("price_id = ''"),
+            postgresql_where=sa.text("price_id = ''"),
+        )
         batch_op.create_index("bill_lines_usage_day", ["usage_day"], unique=False)
 
     # ### end Alembic commands ###
