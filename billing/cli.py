@@ -9,9 +9,12 @@ from datetime import datetime
 import click
 from pydantic import ValidationError
 
-from billing import daily
+from billing import counters, daily
 from billing.errors import BillingError
+from billing.ledger import open_ledger, reading
 from billing.money import format_amount
+from billing.reconciliation import reconcile_day
+from billing.reconciliation_text import render
 from billing.settings import BillingSettings
 
 _DAY = click.argument("day", type=click.DateTime(["%Y-%m-%d"]), metavar="YYYY-MM-DD")
@@ -132,3 +135,30 @@ def show(request_id: str) -> None:
         click.echo(f"Sealed by audit record {found.sealed_by}, event {found.index}; path to its root:")
         for step in found.path:
             click.echo(f"  {step}")
+
+
+@click.group()
+def reconcile() -> None:
+    """Set what was metered against the model servers' own counters."""
+
+
+@reconcile.command("sample")
+def sample_counters() -> None:
+    """Look at every model server's counters once; every few minutes, so that the hours can be told apart."""
+    with _told():
+        settings = BillingSettings()
+        ledger = open_ledger(settings.ledger_url, settings.time_zone)
+        for seen in counters.sample(ledger, settings.model_counters):
+            click.echo(f"{seen.server}: {len(seen.values):,} counters")
+
+
+@reconcile.command("report")
+@_DAY
+def report_reconciliation(day: datetime) -> None:
+    """Show each model's metered and served requests and tokens by hour, and the unmetered share."""
+    with _told():
+        settings = BillingSettings()
+        with reading(open_ledger(settings.ledger_url, settings.time_zone)) as connection:
+            found = reconcile_day(connection, day.date(), settings.zone)
+    for line in render(found, day.date(), settings.zone):
+        click.echo(line)

@@ -5,10 +5,12 @@ BillingError
 ├── PricesError            the price list is wrong, or would change the past
 ├── DayError               the day can't be rated or closed now
 ├── ClosureError           events, aggregates and lines disagree: nothing is closed, nothing is mailed
+├── ExportError            a period can't be exported, or not to this file
 ├── AuditError             the ledger is not what it was when it was written
 ├── CostsError             the costs file is wrong
 ├── BudgetsError           the budgets file is wrong
 ├── WalletError            credit can't be booked like this
+├── CountersError          a model server's own counters can't be read
 └── MailError              a mail can't be composed or delivered
 """
 
@@ -39,6 +41,10 @@ class ClosureError(BillingError):
     """Events, aggregates and lines disagree; the message names the first difference."""
 
 
+class ExportError(BillingError):
+    """A period can't be exported, or not to this file."""
+
+
 class AuditError(BillingError):
     """The ledger is not what it was when it was written; the message names the first difference."""
 
@@ -53,6 +59,10 @@ class BudgetsError(BillingError):
 
 class WalletError(BillingError):
     """Credit can't be booked like this."""
+
+
+class CountersError(BillingError):
+    """A model server's own counters can't be read."""
 
 
 class MailError(BillingError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 
 from tallybook.settings import CommonSettings
 
@@ -31,3 +31,16 @@ class BillingSettings(CommonSettings):
     outbox_dir: Path = Field(
         Path("var/outbox"), description="Where mails are written when there is no smtp_url."
     )
+    model_counters: tuple[str, ...] = Field(
+        (),
+        description="Where each model server tells its counters: "
+        "http://HOST:8501/monitoring/prometheus/metrics of TensorFlow Serving, /metrics of vLLM and SGLang.",
+    )
+
+    @field_validator("model_counters")
+    @classmethod
+    def _addresses_are_of_the_web(cls, addresses: tuple[str, ...]) -> tuple[str, ...]:
+        for address in addresses:
+            if not address.startswith(("http://", "https://")):
+                raise ValueError(f"{address!r} is no http:// or https:// address")
+        return addresses

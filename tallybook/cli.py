@@ -24,6 +24,7 @@ COMMANDS = {
     "report": "billing.cli:report",
     "mail": "billing.cli:mail",
     "audit": "billing.cli:audit",
+    "reconcile": "billing.cli:reconcile",
     "settings": "tallybook.configuration:settings",
     "demo": "tallybook.demo:demo",
 }
@@ -39,6 +40,7 @@ HELP = {
     "report": "Draw a day's charts and write its bill as CSV.",
     "mail": "Mail a day's bill, or write it to the outbox.",
     "audit": "Prove closed bills, and walk a request to its bill.",
+    "reconcile": "Set what was metered against the model servers' own counters.",
     "settings": "List every setting, its default and what it does.",
     "demo": "Run everything once, from training to the emailed bill.",
 }
