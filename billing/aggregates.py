@@ -1,64 +1,109 @@
-"""Hourly aggregates: kept up with every event stored, and rebuilt from the events on demand."""
+"""Hourly aggregates: rolled up from batches of events, and rebuilt from the events on demand."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping
-from datetime import date, tzinfo
+from datetime import date
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from billing.errors import ClosureError
 from billing.ledger import insert
-from billing.tables import COUNTS, SUBJECT, usage_events, usage_hours
-from tallybook.calendar import billing_hour
+from billing.tables import COUNTS, RATED_BY, SUBJECT, event_batches, usage_events, usage_hours
 
-_KEY = ("day", "hour", *SUBJECT)
+_KEY = ("day", "hour", *SUBJECT, *RATED_BY, "status")
 _SUMS = ("requests", *COUNTS)
+# Who rolls up a day holds the lock of this class with the day's number.
+_ROLL_UP_LOCK = 7_411
 
 
-def add_to_hours(connection: Connection, events: Iterable[Mapping[Any, Any]], zone: tzinfo) -> None:
-    """Add newly stored events (rows of `usage_events`) to their hours, in the caller's transaction."""
-    sums: dict[tuple[Any, ...], list[int]] = defaultdict(lambda: [0] * len(_SUMS))
-    for event in events:
-        key = (event["day"], billing_hour(event["time"], zone), *(event[name] for name in SUBJECT))
-        total = sums[key]
-        total[0] += 1
-        for position, name in enumerate(COUNTS, 1):
-            total[position] += event[name]
-    if not sums:
-        return
-    statement = insert(connection, usage_hours)
-    added = {name: usage_hours.c[name] + statement.excluded[name] for name in _SUMS}
-    # In the order of their keys, so that two ingesters never wait for each other in a circle.
-    rows = [dict(zip((*_KEY, *_SUMS), (*key, *sums[key]), strict=True)) for key in sorted(sums)]
-    connection.execute(statement.on_conflict_do_update(index_elements=list(_KEY), set_=added), rows)
+def roll_up(connection: Connection) -> int:
+    """Add the batches that the hours don't have yet, in the caller's transaction; how many there were.
+
+    The database sums them itself, so that the hours cost little beside storing the events.
+    """
+    waiting = sa.select(event_batches.c.day).where(~event_batches.c.rolled_up).distinct()
+    return sum(_roll_up_day(connection, day) for day in sorted(connection.scalars(waiting)))
 
 
-def rebuild_day(connection: Connection, day: date, zone: tzinfo) -> None:
+def rebuild_day(connection: Connection, day: date) -> None:
     """Make the hours of one day anew from its events: the same numbers, or the day was wrong before."""
+    _lock_day(connection, day)
     connection.execute(usage_hours.delete().where(usage_hours.c.day == day))
-    columns = [usage_events.c[name] for name in ("day", "time", *SUBJECT, *COUNTS)]
-    query = sa.select(*columns).where(usage_events.c.day == day)
-    for part in connection.execute(query, execution_options={"yield_per": 5000}).partitions():
-        add_to_hours(connection, (row._mapping for row in part), zone)
+    connection.execute(event_batches.update().where(event_batches.c.day == day).values(rolled_up=False))
+    _roll_up_day(connection, day)
 
 
 def day_sums(table: sa.Table, day: date) -> sa.Select[Any]:
-    """Token sums of one day by subject, out of the events or out of the hours."""
+    """Token sums of one day by subject, latency class and context band, from the events or the hours."""
     requests = sa.func.count() if table is usage_events else sa.func.sum(table.c.requests)
+    keys = [table.c[name] for name in (*SUBJECT, *RATED_BY)]
     return (
         sa.select(
-            *[table.c[name] for name in SUBJECT],
+            *keys,
             whole(requests).label("requests"),
             *[whole(sa.func.sum(table.c[name])).label(name) for name in COUNTS],
         )
         .where(table.c.day == day)
-        .group_by(*[table.c[name] for name in SUBJECT])
+        .group_by(*keys)
     )
+
+
+def prove_hours(connection: Connection, day: date) -> None:
+    """Prove that a day's hours are the sums of its events; the database compares them.
+
+    Raises: ClosureError: they differ; the first difference is named by day and subject.
+    """
+    events, hours = (day_sums(table, day).subquery() for table in (usage_events, usage_hours))
+    keys = (*SUBJECT, *RATED_BY)
+    same = sa.and_(*(events.c[name] == hours.c[name] for name in keys))
+    differs = sa.or_(*(events.c[name].is_distinct_from(hours.c[name]) for name in _SUMS))
+    named = [sa.func.coalesce(events.c[name], hours.c[name]).label(name) for name in keys]
+    sums = [side.c[name].label(f"{kind}_{name}") for kind, side in _sides(events, hours) for name in _SUMS]
+    query = sa.select(*named, *sums).select_from(events.join(hours, same, full=True)).where(differs)
+    for row in connection.execute(query.order_by(*named).limit(1)).mappings():
+        told, kept = (
+            ", ".join(f"{row[f'{kind}_{name}'] or 0} {name.replace('_', ' ')}" for name in _SUMS)
+            for kind in ("events", "hours")
+        )
+        raise ClosureError(
+            "closure_mismatch",
+            f"{day}, user {row['user_id']}, project {row['project']}, {row['model']} {row['model_version']}: "
+            f"the events are {told}; the hourly aggregates are {kept}",
+        )
 
 
 def whole(total: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
     """A sum of whole numbers as one: PostgreSQL makes it a numeric, and nothing summed makes null."""
     return sa.cast(sa.func.coalesce(total, 0), sa.BigInteger)
+
+
+def _sides(events: sa.Subquery, hours: sa.Subquery) -> list[tuple[str, sa.Subquery]]:
+    return [("events", events), ("hours", hours)]
+
+
+def _roll_up_day(connection: Connection, day: date) -> int:
+    _lock_day(connection, day)
+    waiting = sa.and_(event_batches.c.day == day, ~event_batches.c.rolled_up)
+    batches = list(connection.scalars(sa.select(event_batches.c.id).where(waiting)))
+    if not batches:
+        return 0
+    keys = [usage_events.c[name] for name in _KEY]
+    sums = [sa.func.count(), *[whole(sa.func.sum(usage_events.c[name])) for name in COUNTS]]
+    new = (
+        sa.select(*keys, *sums)
+        .where(usage_events.c.day == day, usage_events.c.batch_id.in_(batches))
+        .group_by(*keys)
+    )
+    statement = insert(connection, usage_hours).from_select([*_KEY, *_SUMS], new)
+    added = {name: usage_hours.c[name] + statement.excluded[name] for name in _SUMS}
+    connection.execute(statement.on_conflict_do_update(index_elements=list(_KEY), set_=added))
+    done = event_batches.update().where(event_batches.c.id.in_(batches)).values(rolled_up=True)
+    connection.execute(done)
+    return len(batches)
+
+
+def _lock_day(connection: Connection, day: date) -> None:
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_ROLL_UP_LOCK, day.toordinal())))

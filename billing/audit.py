@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from typing import Any
 
@@ -15,7 +15,16 @@ from billing.closure import prove
 from billing.errors import AuditError
 from billing.merkle import inclusion_path, root_from_path
 from billing.prices import kept_prices
-from billing.tables import SUBJECT, bill_days, bill_lines, usage_events
+from billing.seals import batch_leaf, batches_of, event_leaves, seal, verify_events
+from billing.tables import (
+    RATED_BY,
+    SUBJECT,
+    bill_days,
+    bill_lines,
+    event_batches,
+    event_ids,
+    usage_events,
+)
 
 
 @dataclass(frozen=True)
@@ -33,21 +42,24 @@ class Trace:
     """One request from its event to its bill: columns as the ledger has them."""
 
     event: dict[str, Any]
+    batch: dict[str, Any]
     lines: list[dict[str, Any]]
     sealed_by: int | None  # number of the audit record, None while its bill is open
-    index: int | None  # place among the events of its bill
-    path: list[str]  # sibling hashes up to the sealed root
+    event_index: int  # place among the events of its batch
+    event_path: list[str]  # sibling hashes up to the batch's root
+    batch_index: int | None  # place of the batch on its bill
+    batch_path: list[str]  # sibling hashes up to the sealed root
 
 
 def verify(connection: Connection, progress: Callable[[date], None] = lambda day: None) -> Verified:
-    """Recompute every closed bill and compare it with what was sealed when it was closed.
+    """Recompute every closed bill and every event, and compare them with what was sealed and stored.
 
     Raises: AuditError: the first difference, named by record, day or event. ClosureError: the numbers of
         a bill disagree, named by day, subject and direction.
     """
     sealed: dict[str, dict[str, Any]] = {}
+    count = 0
     terms: dict[str, dict[str, Any]] = {}
-    count = events = 0
     for number, kind, body in chain.records(connection):
         count = number
         if kind == "close":
@@ -61,40 +73,82 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
     for odd in sorted({day.isoformat() for day in closed} ^ sealed.keys()):
         wrong = "was sealed, but is not closed" if odd in sealed else "is closed, but was never sealed"
         raise AuditError("day_altered", f"{odd} {wrong}")
+    events = 0
+    for day in sorted(set(connection.scalars(sa.select(event_batches.c.day).distinct()))):
+        progress(day)
+        events += verify_events(connection, day)
     for day in closed:
         progress(day)
         prove(connection, day)
-        found, told = asdict(chain.seal(connection, day)), sealed[day.isoformat()]
+        found, told = asdict(seal(connection, day)), sealed[day.isoformat()]
         for name, value in found.items():
             if told[name] != value:
                 raise AuditError("day_altered", f"{day}: {name} is {value}, but {told[name]} was sealed")
-        events += found["events"]
     return Verified(count, len(closed), events, chain.head(connection))
 
 
 def trace(connection: Connection, request_id: str) -> Trace:
-    """Walk a request to its bill. Raises: AuditError: no such event, or its seal does not hold it."""
-    row = connection.execute(sa.select(usage_events).where(usage_events.c.id == request_id)).one_or_none()
-    if row is None:
+    """Walk a request to its bill.
+
+    Raises: AuditError: no such event (code unknown_request), its row was dropped by retention (code
+        event_dropped), or its batch or seal does not hold it.
+    """
+    batch_id = connection.scalar(sa.select(event_ids.c.batch_id).where(event_ids.c.id == request_id))
+    if batch_id is None:
         raise AuditError("unknown_request", f"the ledger has no event {request_id}")
-    event = dict(row._mapping)
-    if event["bill_day"] is None:
-        return Trace(event, [], None, None, [])
-    on_its_bill = [bill_lines.c[name] == event[name] for name in SUBJECT]
-    query = sa.select(bill_lines).where(
-        bill_lines.c.day == event["bill_day"], bill_lines.c.usage_day == event["day"], *on_its_bill
+    batch = dict(
+        connection.execute(sa.select(event_batches).where(event_batches.c.id == batch_id)).mappings().one()
     )
-    lines = [dict(line._mapping) for line in connection.execute(query.order_by(bill_lines.c.direction))]
+    if batch["dropped_at"] is not None:
+        raise AuditError(
+            "event_dropped",
+            f"event {request_id} of {batch['day']} is on the bill of {batch['bill_day']}; its row was "
+            f"dropped on {batch['dropped_at']:%Y-%m-%d}, after it was proven",
+        )
+    leaves = event_leaves(connection, batch)
+    index = [event_id for event_id, _ in leaves].index(request_id)
+    path = inclusion_path([leaf for _, leaf in leaves], index)
+    of_batch = sa.and_(usage_events.c.day == batch["day"], usage_events.c.batch_id == batch_id)
+    event = dict(
+        connection.execute(sa.select(usage_events).where(of_batch, usage_events.c.id == request_id))
+        .mappings()
+        .one()
+    )
+    found = Trace(
+        event=event,
+        batch=batch,
+        lines=_lines(connection, event, batch["bill_day"]),
+        sealed_by=None,
+        event_index=index,
+        event_path=[step.hex() for step in path],
+        batch_index=None,
+        batch_path=[],
+    )
     for number, kind, body in chain.records(connection):
-        if kind == "close" and body["day"] == event["bill_day"].isoformat():
-            leaves = dict(chain.event_leaves(connection, event["bill_day"]))
-            index = list(leaves).index(request_id)
-            path = inclusion_path(list(leaves.values()), index)
-            root = root_from_path(leaves[request_id], index, body["events"], path)
-            if root is None or root.hex() != body["events_root"]:
-                raise AuditError("day_altered", f"the seal of {event['bill_day']} does not hold {request_id}")
-            return Trace(event, lines, number, index, [step.hex() for step in path])
-    return Trace(event, lines, None, None, [])
+        if kind == "close" and batch["bill_day"] and body["day"] == batch["bill_day"].isoformat():
+            return _sealed(connection, found, number, body)
+    return found
+
+
+def _lines(connection: Connection, event: dict[str, Any], bill_day: date | None) -> list[dict[str, Any]]:
+    """The lines that the event is part of: its user's and project's, of its model version, on its bill."""
+    its = [bill_lines.c[name] == event[name] for name in (*SUBJECT, *RATED_BY) if name != "department"]
+    query = sa.select(bill_lines).where(
+        bill_lines.c.day == bill_day, bill_lines.c.usage_day == event["day"], *its
+    )
+    ordered = query.order_by(bill_lines.c.direction, bill_lines.c.tier)
+    return [dict(line) for line in connection.execute(ordered).mappings()]
+
+
+def _sealed(connection: Connection, found: Trace, number: int, body: dict[str, Any]) -> Trace:
+    batches = batches_of(connection, found.batch["bill_day"])
+    leaves = [batch_leaf(batch) for batch in batches]
+    index = [batch["id"] for batch in batches].index(found.batch["id"])
+    path = inclusion_path(leaves, index)
+    root = root_from_path(leaves[index], index, body["batches"], path)
+    if root is None or root.hex() != body["events_root"]:
+        raise AuditError("day_altered", f"the seal of {body['day']} does not hold {found.event['id']}")
+    return replace(found, sealed_by=number, batch_index=index, batch_path=[step.hex() for step in path])
 
 
 def _verify_prices(connection: Connection, sealed: dict[str, dict[str, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Many rows at once, the way each database takes them fastest: COPY into PostgreSQL, executemany into SQLite."""
+"""Many rows at once: by COPY into PostgreSQL, by executemany into SQLite."""
 
 from __future__ import annotations
 

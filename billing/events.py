@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime, timedelta, timezone, tzinfo
-from hashlib import sha256
 from typing import Any, NamedTuple
 
 import orjson
 
+from billing.merkle import leaf_hash
 from billing.rating import context_band
 from billing.tables import COUNTS
 from tallybook.calendar import billing_day, billing_hour
@@ -65,7 +65,7 @@ class EventReader:
 
     def __init__(self, zone: tzinfo) -> None:
         self._zone = zone
-        self._names: set[str] = set()
+        self._names: set[str] = {_NO_LABEL}
         self._texts: set[str] = set()
         self._minutes: dict[str, tuple[date, str]] = {}
 
@@ -193,8 +193,8 @@ def _extra(record: Mapping[str, Any]) -> str | None:
 
 
 def _digest(said: Sequence[Any]) -> bytes:
-    """SHA-256 over JSON of what was said, in the order of SAID: equal for equal content."""
-    return sha256(orjson.dumps(said)).digest()
+    """The hash of JSON of what was said, in the order of SAID; also the event's leaf in the Merkle trees."""
+    return leaf_hash(orjson.dumps(said))
 
 
 def _text_of(time: datetime) -> str:

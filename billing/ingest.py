@@ -2,173 +2,90 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from datetime import datetime, timezone, tzinfo
+from datetime import tzinfo
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from billing.aggregates import add_to_hours
+from billing.aggregates import roll_up
 from billing.errors import LedgerError
-from billing.events import event_row
-from billing.ledger import closed_days, insert, share_ledger, writing
-from billing.tables import journal_offsets, set_aside, usage_events
-from tallybook.segments import SUFFIX, DamagedSegmentError, Line, read_segment
-from tallybook.usage import InvalidEventError
+from billing.events import EventReader
+from billing.ledger import insert, share_ledger, writing
+from billing.store import IngestResult, Poison, parse, prepare_days, put_aside, store
+from billing.tables import journal_offsets
+from tallybook.segments import SUFFIX, DamagedSegmentError, read_segment
 
-BATCH_BYTES = 1 << 20  # read at a time: about two thousand events a transaction
-
-
-@dataclass
-class IngestResult:
-    """What one run found: every line read is stored, a duplicate, or set aside with a reason."""
-
-    stored: int = 0
-    duplicates: int = 0
-    set_aside: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def read(self) -> int:
-        """Lines read."""
-        return self.stored + self.duplicates + sum(self.set_aside.values())
-
-
-class _Poison(NamedTuple):
-    line: Line
-    code: str
-    message: str
+BATCH_BYTES = 4 << 20  # read at a time: some seven thousand events a transaction
 
 
 def ingest(ledger: Engine, journal_dir: Path, zone: tzinfo) -> IngestResult:
-    """Store what the journal holds beyond the offsets reached so far.
+    """Store what the journal holds beyond the offsets reached so far, and roll it up into the hours.
 
     Safe to run again, in parallel and after a crash: an event is stored once by its id, together with
-    its share of the hourly aggregates and the new offset. A line that is no event, or that gives a known
-    id another content, is set aside with its reason and its bytes; the first content of an id stands.
+    the new offset. A line that is no event, or that gives a known id another content, is set aside with
+    its reason and its bytes; the first content of an id stands.
     Raises: LedgerError: a segment was altered after it was written (code journal_damaged); it is left
         where it is, and every other segment was stored first.
     """
     result = IngestResult()
     damaged = []
+    reader = EventReader(zone)
     for segment in sorted(journal_dir.glob(f"*{SUFFIX}")):
         try:
-            while _ingest_batch(ledger, segment, zone, result):
-                pass
+            while (batch := _ingest_batch(ledger, segment, reader)) is not None:
+                result.add(batch)
         except DamagedSegmentError as error:
             damaged.append(f"{segment.name}: {error}")
+    with writing(ledger) as connection:
+        share_ledger(connection)
+        roll_up(connection)
     if damaged:
         raise LedgerError("journal_damaged", "; ".join(damaged))
     return result
 
 
-def _ingest_batch(ledger: Engine, segment: Path, zone: tzinfo, result: IngestResult) -> bool:
-    """Move one batch in one transaction; false when the segment holds no more for now."""
-    batch = IngestResult()
-    with writing(ledger) as connection:
-        share_ledger(connection)
-        offset = _locked_offset(connection, segment.name)
-        extract = read_segment(segment, offset, BATCH_BYTES)
-        if extract.next_offset == offset:
-            return False
-        poison = _store(connection, extract.lines, zone, batch)
-        if extract.torn is not None:
-            poison.append(_Poison(extract.torn, "torn_line", "the writer died before it finished this line"))
-        _set_aside(connection, segment.name, poison, batch)
-        connection.execute(
-            journal_offsets.update()
-            .where(journal_offsets.c.segment == segment.name)
-            .values(offset_bytes=extract.next_offset)
-        )
-    result.stored += batch.stored
-    result.duplicates += batch.duplicates
-    for code, count in batch.set_aside.items():
-        result.set_aside[code] = result.set_aside.get(code, 0) + count
-    return True
+def move_offset(connection: Connection, segment: str, since: int, to: int) -> bool:
+    """Move a reader's offset in the caller's transaction; false when another has moved it from `since`.
 
-
-def _locked_offset(connection: Connection, segment: str) -> int:
-    """The offset reached, locked until this transaction ends."""
+    The offset stays locked until the transaction ends.
+    """
     connection.execute(
         insert(connection, journal_offsets).values(segment=segment, offset_bytes=0).on_conflict_do_nothing()
     )
-    locked = sa.select(journal_offsets.c.offset_bytes).where(journal_offsets.c.segment == segment)
-    return int(connection.execute(locked.with_for_update()).scalar_one())
+    moved = connection.execute(
+        journal_offsets.update()
+        .where(journal_offsets.c.segment == segment, journal_offsets.c.offset_bytes == since)
+        .values(offset_bytes=to)
+    )
+    return moved.rowcount == 1
 
 
-def _store(connection: Connection, lines: list[Line], zone: tzinfo, result: IngestResult) -> list[_Poison]:
-    """Insert the events that are new, and add them to the hours; give back what can't be stored."""
-    poison: list[_Poison] = []
-    rows: dict[str, dict[str, Any]] = {}
-    repeated: list[tuple[Line, dict[str, Any]]] = []
-    line_of: dict[str, Line] = {}
-    for line in lines:
-        try:
-            row = _row(line.raw, zone)
-        except InvalidEventError as error:
-            poison.append(_Poison(line, error.code, str(error)))
-            continue
-        if row["id"] in rows:
-            repeated.append((line, row))
-        else:
-            rows[row["id"]] = row
-            line_of[row["id"]] = line
-    closed = closed_days(connection, {row["day"] for row in rows.values()})
-    for row in rows.values():
-        row["bill_day"] = None if row["day"] in closed else row["day"]
-    # In the order of their ids, so that two ingesters never wait for each other in a circle.
-    stored = _insert_new(connection, [rows[event_id] for event_id in sorted(rows)])
-    add_to_hours(connection, [rows[event_id] for event_id in stored], zone)
-    result.stored += len(stored)
-    repeated += [(line_of[event_id], row) for event_id, row in rows.items() if event_id not in stored]
-    contents = _contents(connection, {row["id"] for _, row in repeated})
-    for line, row in repeated:
-        if contents[row["id"]] == row["content_sha256"]:
-            result.duplicates += 1
-        else:
-            message = f"event {row['id']} is stored with another content, which stands"
-            poison.append(_Poison(line, "conflicting_duplicate", message))
-    return poison
+def offset_of(ledger: Engine, segment: str) -> int:
+    """The offset that the ledger has reached in a segment; 0 before the first batch."""
+    query = sa.select(journal_offsets.c.offset_bytes).where(journal_offsets.c.segment == segment)
+    with ledger.connect() as connection:
+        return connection.scalar(query) or 0
 
 
-def _row(raw: bytes, zone: tzinfo) -> dict[str, Any]:
-    try:
-        record = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        raise InvalidEventError("not_json", f"not JSON: {error}") from None
-    return event_row(record, zone)
+def _ingest_batch(ledger: Engine, segment: Path, reader: EventReader) -> IngestResult | None:
+    """Move one batch in one transaction; None when the segment holds no more for now.
 
-
-def _insert_new(connection: Connection, rows: list[dict[str, Any]]) -> set[str]:
-    """Insert, and give back the ids that were not there before: the database decides duplicates."""
-    if not rows:
-        return set()
-    statement = insert(connection, usage_events).on_conflict_do_nothing().returning(usage_events.c.id)
-    return set(connection.execute(statement, rows).scalars())
-
-
-def _contents(connection: Connection, ids: set[str]) -> dict[str, str]:
-    """Digest of the stored content by event id."""
-    found: dict[str, str] = {}
-    pending = sorted(ids)
-    for start in range(0, len(pending), 500):
-        some = pending[start : start + 500]
-        query = sa.select(usage_events.c.id, usage_events.c.content_sha256).where(usage_events.c.id.in_(some))
-        found.update((row.id, row.content_sha256) for row in connection.execute(query))
-    return found
-
-
-def _set_aside(connection: Connection, segment: str, poison: list[_Poison], result: IngestResult) -> None:
-    now = datetime.now(timezone.utc)
-    for line, code, message in poison:
-        connection.execute(
-            insert(connection, set_aside)
-            .values(
-                segment=segment, offset_bytes=line.offset, code=code, message=message, raw=line.raw,
-                set_aside_at=now,
-            )
-            .on_conflict_do_nothing()
-        )  # fmt: skip
-        result.set_aside[code] = result.set_aside.get(code, 0) + 1
+    Read and parsed before the transaction begins, which then is short; who finds that another ingester
+    was there first moves nothing and looks again.
+    """
+    offset = offset_of(ledger, segment.name)
+    extract = read_segment(segment, offset, BATCH_BYTES)
+    if extract.next_offset == offset:
+        return None
+    parsed = parse(extract.lines, reader)
+    prepare_days(ledger, parsed.days)
+    with writing(ledger) as connection:
+        share_ledger(connection)
+        if not move_offset(connection, segment.name, offset, extract.next_offset):
+            return IngestResult()
+        result = store(connection, segment.name, offset, parsed)
+        if extract.torn is not None:
+            torn = Poison(extract.torn, "torn_line", "the writer died before it finished this line")
+            put_aside(connection, segment.name, [torn], result)
+    return result

@@ -12,20 +12,17 @@ def leaf_hash(content: bytes) -> bytes:
 
 
 def merkle_root(leaves: Iterable[bytes]) -> bytes:
-    """Root over leaf hashes in their order, 32 bytes; holds one hash a level, whatever their number."""
-    stack: list[tuple[int, bytes]] = []  # complete subtrees: (leaves, hash), larger ones below
-    for leaf in leaves:
-        size, node = 1, leaf
-        while stack and stack[-1][0] == size:
-            node = _node(stack.pop()[1], node)
-            size *= 2
-        stack.append((size, node))
-    if not stack:
+    """Root over leaf hashes in their order, 32 bytes."""
+    level = list(leaves)
+    if not level:
         return sha256().digest()
-    _, root = stack.pop()
-    while stack:
-        root = _node(stack.pop()[1], root)
-    return root
+    while len(level) > 1:
+        pairs = iter(level)
+        above = [sha256(b"\x01" + left + right).digest() for left, right in zip(pairs, pairs, strict=False)]
+        if len(level) % 2:
+            above.append(level[-1])
+        level = above
+    return level[0]
 
 
 def inclusion_path(leaves: Sequence[bytes], index: int) -> list[bytes]:

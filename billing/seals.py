@@ -1,0 +1,141 @@
+"""Seals: one hash for the events of a bill and one for its lines, which the audit chain keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from billing.errors import AuditError
+from billing.events import content_sha256
+from billing.merkle import leaf_hash, merkle_root
+from billing.tables import bill_lines, event_batches, event_ids, usage_events
+
+_EVENTS_AT_ONCE = 10_000
+
+
+@dataclass(frozen=True)
+class Seal:
+    """What a closed day's record says of its bill; another value of any of them is another bill."""
+
+    day: str
+    batches: int
+    events: int
+    events_root: str  # Merkle root over the batches on the bill, in the order of their numbers
+    lines: int
+    lines_root: str  # the same over its lines, in the order of their keys
+
+
+def seal(connection: Connection, day: date) -> Seal:
+    """Hash the bill of a day as it stands: the batches of events on it, and its lines.
+
+    A batch has the root over its events since it was stored, so no event is read here.
+    """
+    batches, lines = batches_of(connection, day), _line_leaves(connection, day)
+    return Seal(
+        day.isoformat(),
+        len(batches),
+        sum(batch["requests"] for batch in batches),
+        merkle_root(map(batch_leaf, batches)).hex(),
+        len(lines),
+        merkle_root(lines).hex(),
+    )
+
+
+def batches_of(connection: Connection, day: date) -> list[Mapping[str, Any]]:
+    """The batches on the bill of a day, rows of `event_batches`, in the order of their numbers."""
+    query = sa.select(event_batches).where(event_batches.c.bill_day == day).order_by(event_batches.c.id)
+    return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def batch_leaf(batch: Mapping[str, Any]) -> bytes:
+    """The leaf hash of a batch: what it holds and where it came from."""
+    names = ("id", "day", "segment", "offset_bytes", "requests", "prompt_tokens", "cached_tokens",
+             "completion_tokens")  # fmt: skip
+    return leaf_hash(orjson.dumps([*(batch[name] for name in names), batch["events_root"].hex()]))
+
+
+def event_leaves(connection: Connection, batch: Mapping[str, Any]) -> list[tuple[str, bytes]]:
+    """Id and leaf hash of every event of a batch, recomputed from its row, in the order of their ids.
+
+    Raises: AuditError: an event is not what was stored, is missing or was put in; named by its id.
+    """
+    [(_, leaves)] = _checked(connection, [batch])
+    return leaves
+
+
+def verify_events(connection: Connection, day: date) -> int:
+    """Recompute every event that was used on a day, and the roots of their batches; how many there are.
+
+    Batches whose events were dropped by retention are left out: their roots are in the seals.
+    Raises: AuditError: see `event_leaves`.
+    """
+    query = sa.select(event_batches).where(event_batches.c.day == day, event_batches.c.dropped_at.is_(None))
+    batches = [dict(row) for row in connection.execute(query.order_by(event_batches.c.id)).mappings()]
+    strays = (
+        sa.select(usage_events.c.id)
+        .where(usage_events.c.day == day, usage_events.c.batch_id.not_in([b["id"] for b in batches]))
+        .limit(1)
+    )
+    stray = connection.scalar(strays)
+    if stray is not None:
+        raise AuditError("event_altered", f"event {stray} of {day} is in no batch: it was put in or moved")
+    pending: list[Mapping[str, Any]] = []
+    for batch in batches:
+        pending.append(batch)
+        if sum(each["requests"] for each in pending) >= _EVENTS_AT_ONCE:
+            list(_checked(connection, pending))
+            pending = []
+    list(_checked(connection, pending))
+    return sum(batch["requests"] for batch in batches)
+
+
+def _checked(
+    connection: Connection, batches: list[Mapping[str, Any]]
+) -> Iterator[tuple[Mapping[str, Any], list[tuple[str, bytes]]]]:
+    """Each batch with the leaves of its events, which were found to be what was stored."""
+    if not batches:
+        return
+    found: dict[int, list[tuple[str, bytes]]] = {batch["id"]: [] for batch in batches}
+    kept = event_ids.c.content_sha256
+    same = sa.and_(event_ids.c.id == usage_events.c.id, event_ids.c.batch_id == usage_events.c.batch_id)
+    query = (
+        sa.select(usage_events, kept.label("kept"))
+        .join_from(usage_events, event_ids, same, isouter=True)
+        .where(usage_events.c.day == batches[0]["day"], usage_events.c.batch_id.in_(found))
+    )
+    for event in connection.execute(query).mappings():
+        digest = content_sha256(event)
+        if digest != event["kept"]:
+            raise AuditError("event_altered", f"event {event['id']} is not what was stored on {event['day']}")
+        found[event["batch_id"]].append((event["id"], digest))
+    for batch in batches:
+        leaves = sorted(found[batch["id"]])
+        if (
+            len(leaves) != batch["requests"]
+            or merkle_root(leaf for _, leaf in leaves) != batch["events_root"]
+        ):
+            raise AuditError("event_altered", _what_differs(connection, batch, {id_ for id_, _ in leaves}))
+        yield batch, leaves
+
+
+def _what_differs(connection: Connection, batch: Mapping[str, Any], found: set[str]) -> str:
+    where = f"batch {batch['id']} of {batch['day']} ({batch['segment']} at byte {batch['offset_bytes']})"
+    stored = set(connection.scalars(sa.select(event_ids.c.id).where(event_ids.c.batch_id == batch["id"])))
+    if missing := sorted(stored - found):
+        return f"event {missing[0]} is missing from {where}"
+    return f"{where} held {batch['requests']} events; their hash is not the one of the {len(found)} found"
+
+
+def _line_leaves(connection: Connection, day: date) -> list[bytes]:
+    key = [column.name for column in bill_lines.primary_key.columns]
+    query = sa.select(bill_lines).where(bill_lines.c.day == day)
+    rows = [dict(row) for row in connection.execute(query).mappings()]
+    # Sorted here: databases disagree on the order of text.
+    rows.sort(key=lambda row: [str(row[name]) for name in key])
+    return [leaf_hash(orjson.dumps(row, option=orjson.OPT_SORT_KEYS)) for row in rows]

@@ -1,0 +1,255 @@
+"""Storing events: each id once, in batches that keep a hash of what was stored."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta, timezone
+from typing import Any, NamedTuple
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from billing.bulk import insert_rows
+from billing.events import SAID, EventReader, EventRow
+from billing.ledger import closed_days, insert, writing
+from billing.merkle import merkle_root
+from billing.tables import event_batches, set_aside, usage_events
+from tallybook.segments import Line
+from tallybook.usage import InvalidEventError
+
+_COLUMNS = ("day", "batch_id", "hour", "context_band", *SAID)
+_PREFIX = SAID.index("prompt_prefix")
+_PARTITIONS_LOCK = 7_411_402_557
+_AHEAD = timedelta(days=1)  # how far a server's clock may be ahead of ours
+
+
+@dataclass
+class IngestResult:
+    """What one run found: every line read is stored, a duplicate, or set aside with a reason."""
+
+    stored: int = 0
+    duplicates: int = 0
+    set_aside: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def read(self) -> int:
+        """Lines read."""
+        return self.stored + self.duplicates + sum(self.set_aside.values())
+
+    def add(self, other: IngestResult) -> None:
+        """Count what another run, or a part of this one, found."""
+        self.stored += other.stored
+        self.duplicates += other.duplicates
+        for code, count in other.set_aside.items():
+            self.set_aside[code] = self.set_aside.get(code, 0) + count
+
+
+class Poison(NamedTuple):
+    """A line that can't be stored, and why."""
+
+    line: Line
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """Lines as read: rows in their order, each with its line, and what is no event."""
+
+    rows: list[tuple[Line, EventRow]]
+    poison: list[Poison]
+
+    @property
+    def days(self) -> set[date]:
+        """The billing days of the rows."""
+        return {row.day for _, row in self.rows}
+
+
+def parse(lines: Iterable[Line], reader: EventReader, now: datetime | None = None) -> Parsed:
+    """Read lines, which needs no database; what is no event, or comes from the future, is poison."""
+    horizon = ((now or datetime.now(timezone.utc)) + _AHEAD).isoformat(timespec="microseconds")
+    rows: list[tuple[Line, EventRow]] = []
+    poison: list[Poison] = []
+    for line in lines:
+        try:
+            row = reader.read(line.raw)
+        except InvalidEventError as error:
+            poison.append(Poison(line, error.code, str(error)))
+            continue
+        if row.said[2] > horizon:
+            poison.append(Poison(line, "future_time", f"its time, {row.said[2]}, is more than a day ahead"))
+        else:
+            rows.append((line, row))
+    return Parsed(rows, poison)
+
+
+def prepare_days(ledger: Engine, days: Iterable[date]) -> None:
+    """Make the partitions that these days need, in a transaction of its own; SQLite needs none.
+
+    A partition is made as a table and then attached, which waits for nobody who reads or ingests.
+    """
+    if ledger.dialect.name != "postgresql":
+        return
+    wanted = {partition_name(day): day for day in days}
+    query = sa.text("SELECT relname FROM pg_class WHERE relname = ANY(:names)")
+    with ledger.connect() as connection:
+        present = set(connection.scalars(query, {"names": list(wanted)}))
+    for name in sorted(wanted.keys() - present):
+        with writing(ledger) as connection:
+            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_PARTITIONS_LOCK)))
+            if connection.scalar(query, {"names": [name]}) is None:
+                values = f"FOR VALUES FROM ('{wanted[name]}') TO ('{wanted[name] + timedelta(days=1)}')"
+                connection.exec_driver_sql(f"CREATE TABLE {name} (LIKE usage_events INCLUDING DEFAULTS)")
+                connection.exec_driver_sql(f"ALTER TABLE usage_events ATTACH PARTITION {name} {values}")
+
+
+def partition_name(day: date) -> str:
+    """The table that holds a day's events on PostgreSQL."""
+    return f"usage_events_{day:%Y%m%d}"
+
+
+def store(connection: Connection, segment: str, offset: int, parsed: Parsed) -> IngestResult:
+    """Store what is new, in the caller's transaction; set aside what can't be stored, with its reason.
+
+    Of the same id the first content stands; another content is set aside. The days' partitions must be
+    there (`prepare_days`). `segment` and `offset` say where the lines came from.
+    """
+    result = IngestResult()
+    poison = list(parsed.poison)
+    rows: dict[str, EventRow] = {}
+    repeated: list[tuple[Line, EventRow]] = []
+    line_of: dict[str, Line] = {}
+    for line, row in parsed.rows:
+        if row.id in rows:
+            repeated.append((line, row))
+        else:
+            rows[row.id] = row
+            line_of[row.id] = line
+    by_day: dict[date, list[EventRow]] = defaultdict(list)
+    # In the order of their ids, so that two ingesters never wait for each other in a circle.
+    for event_id in sorted(rows):
+        by_day[rows[event_id].day].append(rows[event_id])
+    batch_ids = _new_batch_ids(connection, len(by_day))
+    batch_of = dict(zip(sorted(by_day), batch_ids, strict=True))
+    new = _claim(connection, [(rows[i], batch_of[rows[i].day]) for i in sorted(rows)])
+    closed = closed_days(connection, by_day)
+    for day in sorted(by_day):
+        fresh = [row for row in by_day[day] if row.id in new]
+        if fresh:
+            _write_batch(connection, batch_of[day], day, fresh, segment, offset, late=day in closed)
+    result.stored = len(new)
+    repeated += [(line_of[i], row) for i, row in rows.items() if i not in new]
+    contents = _contents(connection, sorted({row.id for _, row in repeated}))
+    for line, row in repeated:
+        if contents[row.id] == row.content_sha256:
+            result.duplicates += 1
+        else:
+            message = f"event {row.id} is stored with another content, which stands"
+            poison.append(Poison(line, "conflicting_duplicate", message))
+    put_aside(connection, segment, poison, result)
+    return result
+
+
+def put_aside(connection: Connection, segment: str, poison: Sequence[Poison], result: IngestResult) -> None:
+    """Keep lines that can't be stored, with their bytes and the reason."""
+    now = datetime.now(timezone.utc)
+    for line, code, message in poison:
+        connection.execute(
+            insert(connection, set_aside)
+            .values(
+                segment=segment, offset_bytes=line.offset, code=code, message=message, raw=line.raw,
+                set_aside_at=now,
+            )
+            .on_conflict_do_nothing()
+        )  # fmt: skip
+        result.set_aside[code] = result.set_aside.get(code, 0) + 1
+
+
+def _new_batch_ids(connection: Connection, count: int) -> list[int]:
+    if connection.dialect.name == "postgresql":
+        query = sa.text("SELECT nextval('event_batches_id_seq') FROM generate_series(1, :count)")
+        return list(connection.scalars(query, {"count": count}))
+    last = connection.scalar(sa.select(sa.func.max(event_batches.c.id))) or 0  # we are the only writer
+    return list(range(last + 1, last + 1 + count))
+
+
+def _claim(connection: Connection, rows: Sequence[tuple[EventRow, int]]) -> set[str]:
+    """Insert the ids that were never stored before, and give them back: the database decides duplicates."""
+    if not rows:
+        return set()
+    claims = [(row.id, batch_id, row.content_sha256) for row, batch_id in rows]
+    cursor: Any = connection.connection.cursor()
+    if connection.dialect.name == "postgresql":
+        ids, batch_ids, digests = (list(column) for column in zip(*claims, strict=True))
+        cursor.execute(
+            "INSERT INTO event_ids (id, batch_id, content_sha256) "
+            "SELECT * FROM unnest(%b::text[], %b::bigint[], %b::bytea[]) ON CONFLICT DO NOTHING RETURNING id",
+            (ids, batch_ids, digests),
+        )
+        # As many as were asked for are all of them: most often so, and then nothing needs fetching.
+        return set(ids) if cursor.rowcount == len(ids) else {row[0] for row in cursor.fetchall()}
+    known = _contents(connection, [claim[0] for claim in claims])
+    new = [claim for claim in claims if claim[0] not in known]
+    cursor.executemany("INSERT INTO event_ids (id, batch_id, content_sha256) VALUES (?, ?, ?)", new)
+    return {claim[0] for claim in new}
+
+
+def _contents(connection: Connection, ids: Sequence[str]) -> dict[str, bytes]:
+    """Digest of the stored content by event id; an id that was never stored is missing."""
+    if not ids:
+        return {}
+    cursor: Any = connection.connection.cursor()
+    if connection.dialect.name == "postgresql":
+        cursor.execute("SELECT id, content_sha256 FROM event_ids WHERE id = ANY(%b)", (list(ids),))
+    else:
+        cursor.execute(
+            "SELECT id, content_sha256 FROM event_ids WHERE id IN (SELECT value FROM json_each(?))",
+            (orjson.dumps(ids).decode(),),
+        )
+    return dict(cursor.fetchall())
+
+
+def _write_batch(
+    connection: Connection,
+    batch_id: int,
+    day: date,
+    rows: Sequence[EventRow],
+    segment: str,
+    offset: int,
+    *,
+    late: bool,
+) -> None:
+    """Write the new events of one day, in the order of their ids, and the batch that vouches for them."""
+    day_text = day.isoformat()
+    insert_rows(
+        connection,
+        usage_events,
+        _COLUMNS,
+        ((day_text, batch_id, row.hour, row.context_band, *_stored(row.said)) for row in rows),
+    )
+    prompt, cached, completion = (sum(column) for column in zip(*(row.tokens for row in rows), strict=True))
+    connection.execute(
+        event_batches.insert().values(
+            id=batch_id,
+            day=day,
+            bill_day=None if late else day,
+            segment=segment,
+            offset_bytes=offset,
+            requests=len(rows),
+            prompt_tokens=prompt,
+            cached_tokens=cached,
+            completion_tokens=completion,
+            events_root=merkle_root(row.content_sha256 for row in rows),
+            stored_at=datetime.now(timezone.utc),
+            rolled_up=False,
+        )
+    )
+
+
+def _stored(said: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What was said, as the columns take it: the prefix of a prompt in bytes."""
+    prefix = said[_PREFIX]
+    return said if prefix is None else (*said[:_PREFIX], prefix.encode(), *said[_PREFIX + 1 :])
