@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Context, Decimal
 from fractions import Fraction
+from typing import NamedTuple
 
 # ISO 4217: how many decimals the minor unit of a currency has.
 _DECIMALS = {
@@ -12,8 +13,8 @@ _DECIMALS = {
     "SEK": 2, "SGD": 2, "THB": 2, "TND": 3, "TRY": 2, "TWD": 2, "USD": 2, "VND": 0, "ZAR": 2,
 }  # fmt: skip
 _SYMBOLS = {"CNY": "¥", "EUR": "€", "GBP": "£", "USD": "$"}
-# Wide enough that no product of a token count and a unit price is rounded before the one rounding.
-_EXACT = Context(prec=60)
+_EXACT = Context(prec=60)  # wider than any amount
+_NO_DISCOUNT = Decimal(0)
 
 
 def decimals(currency: str) -> int:
@@ -24,21 +25,45 @@ def decimals(currency: str) -> int:
         raise ValueError(f"unknown currency {currency!r}") from None
 
 
-def charge(tokens: int, unit_price: Decimal, per_tokens: int, currency: str) -> int:
-    """What `tokens` cost at `unit_price` per `per_tokens`, in minor units, rounded once, half away from zero.
+class ExactPrice(NamedTuple):
+    """What one token costs in minor units, as a fraction of whole numbers: nothing is rounded yet."""
+
+    numerator: int
+    denominator: int
+
+
+def exact_price(
+    unit_price: Decimal, per_tokens: int, currency: str, discount_percent: Decimal = _NO_DISCOUNT
+) -> ExactPrice:
+    """`unit_price` per `per_tokens`, less the discount, as what one token costs."""
+    share = Fraction(100 - discount_percent) / 100
+    price = Fraction(unit_price) * share * 10 ** decimals(currency) / per_tokens
+    return ExactPrice(price.numerator, price.denominator)
+
+
+def charge(tokens: int, price: ExactPrice) -> int:
+    """What `tokens` cost in minor units, rounded once, half away from zero.
 
     The one place where an amount is rounded.
     """
-    scale = _EXACT.power(Decimal(10), decimals(currency))
-    product = _EXACT.multiply(_EXACT.multiply(Decimal(tokens), unit_price), scale)
-    whole, rest = divmod(abs(product), per_tokens)
-    rounded = int(whole) + (1 if rest * 2 >= per_tokens else 0)
-    return rounded if product >= 0 else -rounded
+    numerator, denominator = price
+    rounded = (2 * abs(tokens) * numerator + denominator) // (2 * denominator)
+    return rounded if tokens >= 0 else -rounded
 
 
 def to_decimal(minor: int, currency: str) -> Decimal:
     """Minor units as a decimal of the currency: 1234 of CNY are Decimal('12.34')."""
     return Decimal(minor).scaleb(-decimals(currency), context=_EXACT)
+
+
+def to_minor(amount: Decimal, currency: str) -> int:
+    """A decimal of the currency in minor units. Raises: ValueError: it is finer than a minor unit."""
+    minor = amount.scaleb(decimals(currency), context=_EXACT)
+    if minor != minor.to_integral_value():
+        raise ValueError(
+            f"{amount} is finer than {currency} has units: at most {decimals(currency)} decimals"
+        )
+    return int(minor)
 
 
 def shown(value: Fraction, places: int) -> Decimal:
