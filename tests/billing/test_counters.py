@@ -84,7 +84,7 @@ def test_the_counters_of_each_server_are_read(page: str, values: dict[tuple[str,
 
 @pytest.mark.parametrize("value", ["NaN", "-1", "+Inf", "many"])
 def test_what_is_no_count_is_refused(value: str) -> None:
-    with pytest.raises(ValueError, match="many|_total is"):
+    with pytest.raises(ValueError, match=r"many|_total is"):
         read_counters(f'sglang:num_requests_total{{model_name="qwen"}} {value}\n')
 
 
