@@ -17,7 +17,7 @@ from billing.errors import AuditError, WalletError
 from billing.ledger import reading, writing
 from billing.tables import audit_records, bill_days, bill_lines, wallet_entries
 from billing.wallets import Balance, balances, charge_wallets, entries, prove_wallets, refund, top_up
-from tests.billing.lines import put_bill_day, put_line
+from tests.billing.single_lines import put_bill_day, put_line
 
 DAY = date(2026, 11, 1)
 
