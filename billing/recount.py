@@ -1,0 +1,117 @@
+"""Recounting: captured texts counted again, with the tokenizer that the event names by its fingerprint."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import date
+from hashlib import sha256
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+from tokenizers import Tokenizer
+
+from billing.errors import AuditError
+from billing.tables import usage_events
+
+# What these operations count is exactly the text of the request.
+_OPERATIONS = ("analyze",)
+_PART = 1000  # texts that are counted at once
+
+
+class Difference(NamedTuple):
+    """An event whose tokens are not those of its text."""
+
+    event_id: str
+    metered_tokens: int
+    recounted_tokens: int
+
+
+@dataclass(frozen=True)
+class Recount:
+    """What became of each event of a day: events = recounted + not_captured + those of unknown tokenizers.
+
+    `not_captured`: the event does not hold the whole text. `unknown_tokenizers`: captured texts by a
+    fingerprint that no exported model has.
+    """
+
+    day: date
+    events: int = 0
+    recounted: int = 0
+    not_captured: int = 0
+    unknown_tokenizers: dict[str, int] = field(default_factory=dict)
+    differences: tuple[Difference, ...] = ()
+
+
+def recount(connection: Connection, day: date, models_dir: Path) -> Recount:
+    """Count the prompt tokens of a day's captured texts again, special tokens included, as serving does.
+
+    A text is captured when the prefix that the event keeps is all of it: it has the hash of the whole.
+    Raises: AuditError: a tokenizer can't be read (code tokenizer_unreadable).
+    """
+    tokenizers = _Tokenizers(models_dir)
+    events = recounted = not_captured = 0
+    unknown: Counter[str] = Counter()
+    differences: list[Difference] = []
+    columns = [usage_events.c[name] for name in _Event._fields]
+    query = sa.select(*columns).where(usage_events.c.day == day)
+    for part in connection.execute(query, execution_options={"yield_per": _PART}).partitions():
+        captured = [event for row in part if (event := _Event(*row)).holds_its_text()]
+        events += len(part)
+        not_captured += len(part) - len(captured)
+        for fingerprint, found in groupby(sorted(captured), lambda event: event.tokenizer_fingerprint):
+            same = list(found)
+            tokenizer = tokenizers.get(fingerprint)
+            if tokenizer is None:
+                unknown[fingerprint] += len(same)
+                continue
+            recounted += len(same)
+            encodings = tokenizer.encode_batch_fast([event.text for event in same])
+            differences += [
+                Difference(event.id, event.prompt_tokens, len(encoding.ids))
+                for event, encoding in zip(same, encodings, strict=True)
+                if event.prompt_tokens != len(encoding.ids)
+            ]
+    return Recount(day, events, recounted, not_captured, dict(unknown), tuple(sorted(differences)))
+
+
+class _Event(NamedTuple):
+    tokenizer_fingerprint: str
+    id: str
+    operation: str
+    prompt_tokens: int
+    prompt_sha256: str | None
+    prompt_prefix: bytes | None
+
+    @property
+    def text(self) -> str:
+        """The prefix as it was sent."""
+        return (self.prompt_prefix or b"").decode()
+
+    def holds_its_text(self) -> bool:
+        """Whether the prefix is the whole text that was counted."""
+        if self.operation not in _OPERATIONS or self.prompt_prefix is None:
+            return False
+        return sha256(self.prompt_prefix).hexdigest() == self.prompt_sha256
+
+
+class _Tokenizers:
+    """The tokenizers of the exported models by their fingerprints; each is loaded when it is asked for."""
+
+    def __init__(self, models_dir: Path) -> None:
+        files = models_dir.glob("*/*/assets.extra/tokenizer.json")
+        self._files = {sha256(file.read_bytes()).hexdigest(): file for file in files}
+        self._loaded: dict[str, Tokenizer] = {}
+
+    def get(self, fingerprint: str) -> Tokenizer | None:
+        """None: no model has it."""
+        file = self._files.get(fingerprint)
+        if file is not None and fingerprint not in self._loaded:
+            try:
+                self._loaded[fingerprint] = Tokenizer.from_file(str(file))
+            except Exception as error:  # noqa: BLE001 -- the library raises the bare Exception class
+                raise AuditError("tokenizer_unreadable", f"{file}: {error}") from None
+        return self._loaded.get(fingerprint)
