@@ -1,23 +1,26 @@
-"""Tables as text, for a terminal of 100 columns."""
+"""Tables as text, for a terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-_WIDEST_NAME = 28
+WIDTH = 100
+_LEAST_NAME = 12
+_GAP = "  "
 
 
-def text_table(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a table: the first column to the left, long names cut in the middle, the rest to the right."""
-    cut = [[_cut(first), *rest] for first, *rest in rows]
-    widths = [max(map(len, column)) for column in zip(*cut, strict=True)]
+def text_table(rows: Sequence[Sequence[str]], indent: int = 0) -> list[str]:
+    """Lines of a table: the first column to the left, cut in the middle to fit WIDTH; others to the right."""
+    numbers = [max(map(len, column)) for column in list(zip(*rows, strict=True))[1:]]
+    room = max(WIDTH - indent - sum(numbers) - len(_GAP) * len(numbers), _LEAST_NAME)
+    names = [_cut(row[0], room) for row in rows]
+    widest = max(map(len, names))
     return [
-        "  ".join([first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]).rstrip()
-        for first, *rest in cut
+        " " * indent + _GAP.join([name.ljust(widest), *map(str.rjust, row[1:], numbers)]).rstrip()
+        for name, row in zip(names, rows, strict=True)
     ]
 
 
-def _cut(name: str) -> str:
+def _cut(name: str, room: int) -> str:
     """A name's start and end, which both tell it from others."""
-    half = _WIDEST_NAME // 2
-    return name if len(name) <= _WIDEST_NAME else f"{name[: half - 1]}…{name[-half:]}"
+    return name if len(name) <= room else f"{name[: room - room // 2 - 1]}…{name[-(room // 2) :]}"
