@@ -10,6 +10,7 @@ BillingError
 ├── CostsError             the costs file is wrong
 ├── BudgetsError           the budgets file is wrong
 ├── WalletError            credit can't be booked like this
+├── SourceError            a source of events can't be read
 ├── CountersError          a model server's own counters can't be read
 └── MailError              a mail can't be composed or delivered
 """
@@ -59,6 +60,10 @@ class BudgetsError(BillingError):
 
 class WalletError(BillingError):
     """Credit can't be booked like this."""
+
+
+class SourceError(BillingError):
+    """A source of events can't be read; what was stored of it stands."""
 
 
 class CountersError(BillingError):
