@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import date, datetime, timedelta, timezone, tzinfo
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+import msgspec
 import orjson
 
 from billing.merkle import leaf_hash
@@ -15,9 +17,9 @@ from tallybook.calendar import billing_day, billing_hour
 from tallybook.usage import (
     DATA_NAMES,
     ENVELOPE_NAMES,
-    EVENT_TYPE,
     MAX_TEXT,
     MAX_TOKENS,
+    NAME,
     InvalidEventError,
     UsageEvent,
 )
@@ -32,8 +34,49 @@ SAID = (
 _TIME, _PREFIX = SAID.index("time"), SAID.index("prompt_prefix")
 _PROMPT, _CACHED, _COMPLETION = (SAID.index(n) for n in COUNTS)
 _NO_LABEL = "-"  # a name like any other, which stands where there is no label
-_MINUTE = timedelta(minutes=1)
+_REST_OF_TIME = re.compile(r":[0-5]\d\.\d{6}\+00:00", re.ASCII)
+_MINUTE = re.compile(r"\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d", re.ASCII)
 _REMEMBERED = 200_000  # of a kind: some 30 MB
+
+
+_Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
+_Seconds = Annotated[float, msgspec.Meta(ge=0, lt=1e9)]
+
+
+class _Data(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    project: str
+    department: str
+    operation: str
+    model: str
+    model_version: str
+    tokenizer_fingerprint: str
+    prompt_tokens: _Tokens
+    completion_tokens: _Tokens
+    duration_seconds: _Seconds
+    client_ip: str
+    status: Annotated[int, msgspec.Meta(ge=100, le=599)]
+    total_tokens: int
+    model_label: str | None = None
+    latency_class: str = "standard"
+    cached_tokens: _Tokens = 0
+    usage_estimated: bool = False
+    time_to_first_token_seconds: _Seconds | None = None
+    prompt_sha256: str | None = None
+    prompt_prefix: str | None = None
+
+
+class _Record(msgspec.Struct, forbid_unknown_fields=True, gc=False):
+    specversion: Literal["1.0"]
+    id: str
+    source: str
+    type: Literal["tallybook.usage.v1"]
+    subject: str
+    time: str
+    datacontenttype: Literal["application/json"]
+    data: _Data
+
+
+_decode = msgspec.json.Decoder(_Record).decode
 
 
 class EventRow(NamedTuple):
@@ -59,8 +102,8 @@ class EventRow(NamedTuple):
 class EventReader:
     """Reads journal lines into rows, for one billing time zone; remembers the names and minutes it has seen.
 
-    What `UsageEvent.from_record` decides in 13 µs is decided here in 3 for an event that is written as
-    ours are; anything else is left to `from_record`, which is the rule.
+    What `UsageEvent.from_record` decides in 13 µs is decided here in 2 for an event that is written as ours
+    are; anything else is left to `from_record`, which is the rule.
     """
 
     def __init__(self, zone: tzinfo) -> None:
@@ -72,95 +115,69 @@ class EventReader:
     def read(self, raw: bytes) -> EventRow:
         """The row of a line. Raises: InvalidEventError: it is not a usage event."""
         try:
-            record = orjson.loads(raw)
-        except orjson.JSONDecodeError as error:
-            raise InvalidEventError("not_json", f"not JSON: {error}") from None
-        said = self._plain(record)
+            said = self._plain(_decode(raw))
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            said = None
         if said is not None:
             day, hour = self._minutes[said[2][:16]]
         else:
-            event = UsageEvent.from_record(record)
-            day, hour = self._learn(event)
-            said = _said(event, _extra(record))
+            event, said = _by_the_rule(raw)
+            day, hour = self._when(event.time)
         return EventRow(said[0], day, hour, context_band(said[_PROMPT]), _digest(said), said)
 
-    def _learn(self, event: UsageEvent) -> tuple[date, str]:
-        """Remember the names, texts and minute of a good event; the day and hour that it lies in."""
-        for memory in (self._names, self._texts, self._minutes):
-            if len(memory) > _REMEMBERED:
-                memory.clear()
-        self._names |= {
-            event.user, event.project, event.department, event.model, event.model_version,
-            event.model_label or _NO_LABEL, event.latency_class,
-        }  # fmt: skip
-        self._texts |= {event.source, event.tokenizer_fingerprint, event.client_ip, event.operation}
-        found = self._when(event.time)
-        minute = event.time.replace(second=0, microsecond=0)
-        if self._when(minute) == found == self._when(minute + _MINUTE - timedelta.resolution):
-            self._minutes[_text_of(event.time)[:16]] = found
-        return found
+    def _plain(self, record: _Record) -> tuple[Any, ...] | None:
+        """What an event said that needs no second look, or None."""
+        data, time, label = record.data, record.time, record.data.model_label
+        prompt, completion = data.prompt_tokens, data.completion_tokens
+        names = (
+            record.subject, data.project, data.department, data.model, data.model_version,
+            _NO_LABEL if label is None else label, data.latency_class,
+        )  # fmt: skip
+        texts = (record.source, data.tokenizer_fingerprint, data.client_ip, data.operation)
+        if not (
+            (self._names.issuperset(names) or self._are_names(names))
+            and (self._texts.issuperset(texts) or self._are_texts(texts))
+            and data.cached_tokens <= prompt
+            and data.total_tokens == prompt + completion
+            and len(time) == 32
+            and (time[:16] in self._minutes or self._is_minute(time[:16]))
+            and _REST_OF_TIME.fullmatch(time, 16)
+            and _is_text(record.id)
+            and (data.prompt_sha256 is None or _is_text(data.prompt_sha256))
+        ):
+            return None
+        return (
+            record.id, record.source, time, record.subject, data.project, data.department, data.operation,
+            data.model, data.model_version, label or "", data.latency_class, data.tokenizer_fingerprint,
+            prompt, completion, data.cached_tokens, data.usage_estimated, data.duration_seconds,
+            data.time_to_first_token_seconds, data.client_ip, data.status, data.prompt_sha256,
+            data.prompt_prefix, None,
+        )  # fmt: skip
+
+    def _are_names(self, names: Iterable[str]) -> bool:
+        return _remembered(self._names, names, lambda name: NAME.fullmatch(name) is not None)
+
+    def _are_texts(self, texts: Iterable[str]) -> bool:
+        return _remembered(self._texts, texts, _is_text)
+
+    def _is_minute(self, text: str) -> bool:
+        """Whether `text`, such as 2026-11-22T08:30, is a minute that lies in one billing hour."""
+        if not _MINUTE.fullmatch(text):
+            return False
+        try:
+            start = datetime.fromisoformat(f"{text}:00+00:00")
+            found = self._when(start)
+        except (ValueError, OverflowError):
+            return False
+        if found != self._when(start + timedelta(seconds=59.999999)):
+            return False
+        if len(self._minutes) > _REMEMBERED:
+            self._minutes.clear()
+        self._minutes[text] = found
+        return True
 
     def _when(self, time: datetime) -> tuple[date, str]:
         return billing_day(time, self._zone), _text_of(billing_hour(time, self._zone))
-
-    def _plain(self, record: Any) -> tuple[Any, ...] | None:
-        """What an event said that needs no second look, or None."""
-        try:
-            data = record["data"]
-            if (
-                record["type"] != EVENT_TYPE
-                or record["specversion"] != "1.0"
-                or record.keys() != ENVELOPE_NAMES
-                or not data.keys() <= DATA_NAMES
-            ):
-                return None
-            event_id, source, time = record["id"], record["source"], record["time"]
-            get = data.get
-            label, latency_class = get("model_label"), get("latency_class", "standard")
-            names = (
-                record["subject"], data["project"], data["department"], data["model"], data["model_version"],
-                label or _NO_LABEL, latency_class,
-            )  # fmt: skip
-            fingerprint, ip, operation = data["tokenizer_fingerprint"], data["client_ip"], data["operation"]
-            prompt_sha256, prefix = get("prompt_sha256"), get("prompt_prefix")
-            prompt, completion = data["prompt_tokens"], data["completion_tokens"]
-            cached, status = get("cached_tokens", 0), data["status"]
-            estimated, seconds = get("usage_estimated", False), data["duration_seconds"]
-            first = get("time_to_first_token_seconds")
-            known = (
-                self._names.issuperset(names)
-                and label != ""
-                and type(prompt) is type(completion) is type(cached) is type(status) is int
-                and 0 <= cached <= prompt <= MAX_TOKENS
-                and 0 <= completion <= MAX_TOKENS
-                and get("total_tokens", prompt + completion) == prompt + completion
-                and 100 <= status <= 599
-                and type(estimated) is bool
-                and type(seconds) is float
-                and 0 <= seconds < 1e9
-                and (first is None or (type(first) is float and 0 <= first < 1e9))
-                and (prefix is None or type(prefix) is str)
-                and len(time) == 32
-                and time[:16] in self._minutes  # so these are a date, an hour and a minute
-                and time[16] == ":"
-                and time[17] < "6"
-                and time[19] == "."
-                and time[26:] == "+00:00"
-                and time.isascii()
-                and (time[17:19] + time[20:26]).isdecimal()
-                and self._texts.issuperset((source, fingerprint, ip, operation))
-                and _is_text(event_id)
-                and (prompt_sha256 is None or _is_text(prompt_sha256))
-            )
-        except (KeyError, TypeError, AttributeError, IndexError):
-            return None
-        if not known:
-            return None
-        return (
-            event_id, source, time, names[0], names[1], names[2], operation, names[3], names[4], label or "",
-            latency_class, fingerprint, prompt, completion, cached, estimated, seconds, first, ip, status,
-            prompt_sha256, prefix, None,
-        )  # fmt: skip
 
 
 def content_sha256(row: Mapping[Any, Any]) -> bytes:
@@ -171,14 +188,19 @@ def content_sha256(row: Mapping[Any, Any]) -> bytes:
     return _digest(said)
 
 
-def _said(event: UsageEvent, extra: str | None) -> tuple[Any, ...]:
+def _by_the_rule(raw: bytes) -> tuple[UsageEvent, tuple[Any, ...]]:
+    try:
+        record = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise InvalidEventError("not_json", f"not JSON: {error}") from None
+    event = UsageEvent.from_record(record)
     first = event.time_to_first_token_seconds
-    return (
+    return event, (
         event.id, event.source, _text_of(event.time), event.user, event.project, event.department,
         event.operation, event.model, event.model_version, event.model_label or "", event.latency_class,
         event.tokenizer_fingerprint, event.prompt_tokens, event.completion_tokens, event.cached_tokens,
         event.usage_estimated, float(event.duration_seconds), None if first is None else float(first),
-        event.client_ip, event.status, event.prompt_sha256, event.prompt_prefix, extra,
+        event.client_ip, event.status, event.prompt_sha256, event.prompt_prefix, _extra(record),
     )  # fmt: skip
 
 
@@ -199,6 +221,18 @@ def _digest(said: Sequence[Any]) -> bytes:
 
 def _text_of(time: datetime) -> str:
     return time.astimezone(timezone.utc).isoformat(timespec="microseconds")
+
+
+def _remembered(memory: set[str], values: Iterable[str], good: Callable[[str], bool]) -> bool:
+    """Whether all values are good; those are asked for once."""
+    if len(memory) > _REMEMBERED:
+        memory.clear()
+    for value in values:
+        if value not in memory:
+            if not good(value):
+                return False
+            memory.add(value)
+    return True
 
 
 def _is_text(value: str) -> bool:

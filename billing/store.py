@@ -10,17 +10,19 @@ from typing import Any, NamedTuple
 
 import orjson
 import sqlalchemy as sa
+from psycopg.errors import UniqueViolation
 from sqlalchemy.engine import Connection, Engine
 
 from billing.bulk import insert_rows
 from billing.events import SAID, EventReader, EventRow
 from billing.ledger import closed_days, insert, writing
 from billing.merkle import merkle_root
-from billing.tables import event_batches, set_aside, usage_events
+from billing.tables import event_batches, event_ids, set_aside, usage_events
 from tallybook.segments import Line
 from tallybook.usage import InvalidEventError
 
 _COLUMNS = ("day", "batch_id", "hour", "context_band", *SAID)
+_CLAIM = ("id", "batch_id", "content_sha256")
 _PREFIX = SAID.index("prompt_prefix")
 _PARTITIONS_LOCK = 7_411_402_557
 _AHEAD = timedelta(days=1)  # how far a server's clock may be ahead of ours
@@ -181,20 +183,27 @@ def _claim(connection: Connection, rows: Sequence[tuple[EventRow, int]]) -> set[
     if not rows:
         return set()
     claims = [(row.id, batch_id, row.content_sha256) for row, batch_id in rows]
-    cursor: Any = connection.connection.cursor()
     if connection.dialect.name == "postgresql":
-        ids, batch_ids, digests = (list(column) for column in zip(*claims, strict=True))
+        return _claim_in_postgresql(connection, claims)
+    known = _contents(connection, [claim[0] for claim in claims])
+    new = [claim for claim in claims if claim[0] not in known]
+    insert_rows(connection, event_ids, _CLAIM, new)
+    return {claim[0] for claim in new}
+
+
+def _claim_in_postgresql(connection: Connection, claims: Sequence[tuple[str, int, bytes]]) -> set[str]:
+    try:
+        with connection.begin_nested():
+            insert_rows(connection, event_ids, _CLAIM, claims)
+    except UniqueViolation:  # seldom: COPY knows no ON CONFLICT
+        cursor: Any = connection.connection.cursor()
         cursor.execute(
             "INSERT INTO event_ids (id, batch_id, content_sha256) "
             "SELECT * FROM unnest(%b::text[], %b::bigint[], %b::bytea[]) ON CONFLICT DO NOTHING RETURNING id",
-            (ids, batch_ids, digests),
+            tuple(list(column) for column in zip(*claims, strict=True)),
         )
-        # As many as were asked for are all of them: most often so, and then nothing needs fetching.
-        return set(ids) if cursor.rowcount == len(ids) else {row[0] for row in cursor.fetchall()}
-    known = _contents(connection, [claim[0] for claim in claims])
-    new = [claim for claim in claims if claim[0] not in known]
-    cursor.executemany("INSERT INTO event_ids (id, batch_id, content_sha256) VALUES (?, ?, ?)", new)
-    return {claim[0] for claim in new}
+        return {row[0] for row in cursor.fetchall()}
+    return {claim[0] for claim in claims}
 
 
 def _contents(connection: Connection, ids: Sequence[str]) -> dict[str, bytes]:

@@ -1,0 +1,142 @@
+"""The ledger beside its databases: ingest beside raw COPY and executemany, closing beside a bare GROUP BY."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+import orjson
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from benchmarks.model_server import Row
+from billing.aggregates import roll_up
+from billing.bulk import insert_rows
+from billing.events import EventReader
+from billing.ingest import store_journal
+from billing.ledger import open_ledger, writing
+from billing.store import _COLUMNS
+from billing.tables import usage_events
+from tallybook.segments import committed
+from tallybook.usage import UsageEvent
+from tests.postgres import administrator, running_server
+
+ZONE_NAME = "Asia/Shanghai"
+ZONE = ZoneInfo(ZONE_NAME)
+DAY = date(2026, 11, 20)
+EVENTS, USERS = 200_000, 20_000
+_SERVER = ("-c", "shared_buffers=2GB", "-c", "max_wal_size=8GB", "-c", "work_mem=256MB")
+
+
+def events(count: int, users: int, day: date = DAY, seed: int = 1) -> Iterator[UsageEvent]:
+    """Generated usage of one day: users of unlike appetite, two models, now and then a cached prompt."""
+    rng = random.Random(seed)  # noqa: S311 - the same usage in every run
+    start = datetime.combine(day, datetime.min.time(), ZONE).astimezone(timezone.utc)
+    event = UsageEvent(
+        id="", source="bench", time=start, user="", project="", department="retail", operation="analyze",
+        model="review-sentiment", model_version="1", tokenizer_fingerprint="f" * 64, prompt_tokens=0,
+        completion_tokens=20, duration_seconds=0.01, client_ip="10.0.0.1", status=200, prompt_sha256="0" * 64,
+    )  # fmt: skip
+    for number in range(count):
+        user = int(users * rng.random() ** 2)
+        moment = start + timedelta(seconds=86_400 * number / count)
+        yield replace(
+            event,
+            id=f"{int(moment.timestamp() * 1000):012x}-{seed:04x}-{number:016x}",
+            time=moment,
+            user=f"user-{user}",
+            project=f"project-{user % 100}",
+            model_version=str(1 + user % 2),
+            prompt_tokens=rng.randrange(20, 600),
+        )
+
+
+def write_journal(segment: Path, told: Iterable[UsageEvent]) -> None:
+    """A segment as the API writes it under load: a marker behind every hundred events."""
+    with segment.open("wb") as file:
+        for number, event in enumerate(told, 1):
+            file.write(orjson.dumps(event.to_record()) + b"\n")
+            if number % 100 == 0:
+                file.write(committed(100))
+
+
+@contextmanager
+def postgres() -> Iterator[str]:
+    """The URL of an empty database on a server that syncs, as in production."""
+    with running_server(*_SERVER) as folder:
+        with administrator(folder) as connection:
+            connection.execute("CREATE DATABASE bench")
+        yield f"postgresql+psycopg://postgres@/bench?host={folder}"
+
+
+def rows(_models_dir: Path) -> Iterator[Row]:
+    """Ingest of the same events, raw and through the ledger, on both databases."""
+    with tempfile.TemporaryDirectory() as folder, postgres() as url:
+        journal = Path(folder) / "journal"
+        journal.mkdir()
+        write_journal(journal / "1.jsonl", events(EVENTS, USERS))
+        yield from _ingest(url, journal, "raw COPY into PostgreSQL")
+        yield from _ingest(f"sqlite:///{folder}/ledger.db", journal, "raw executemany into SQLite")
+
+
+def _ingest(url: str, journal: Path, raw_name: str) -> Iterator[Row]:
+    ledger = open_ledger(url, ZONE_NAME)
+    raw = EVENTS / _seconds(_raw, ledger, journal)
+    yield {"name": raw_name, "value": raw, "unit": "events/s", "ratio": 0, "of": ""}
+    stored = EVENTS / _seconds(store_journal, ledger, journal, EventReader(ZONE))
+    yield {
+        "name": "  ingest of the same",
+        "value": stored,
+        "unit": "events/s",
+        "ratio": stored / raw,
+        "of": raw_name,
+    }
+    rolled = EVENTS / _seconds(_roll_up, ledger)
+    yield {
+        "name": "  rolling them up into hours",
+        "value": rolled,
+        "unit": "events/s",
+        "ratio": rolled / raw,
+        "of": raw_name,
+    }
+    ledger.dispose()
+
+
+def _roll_up(ledger: Engine) -> None:
+    with writing(ledger) as connection:
+        roll_up(connection)
+
+
+def _raw(ledger: Engine, journal: Path) -> float:
+    """Insert the same rows, ready made, into a table of the same columns with a primary key; seconds."""
+    reader = EventReader(ZONE)
+    with (journal / "1.jsonl").open("rb") as segment:
+        read = [reader.read(line) for line in segment if not line.startswith(b'{"journal"')]
+    ready = [(row.day.isoformat(), 1, row.hour, row.context_band, *row.said) for row in read]
+    del read
+    table = usage_events.to_metadata(sa.MetaData(), name="raw_events")
+    table.dialect_options["postgresql"]["partition_by"] = None
+    table.indexes.clear()
+    table.append_constraint(sa.PrimaryKeyConstraint("id"))
+    with writing(ledger) as connection:
+        table.create(connection)
+    started = time.perf_counter()
+    with writing(ledger) as connection:
+        insert_rows(connection, table, _COLUMNS, ready)
+    seconds = time.perf_counter() - started
+    with writing(ledger) as connection:
+        table.drop(connection)
+    return seconds
+
+
+def _seconds(function: Callable[..., object], *arguments: object) -> float:
+    started = time.perf_counter()
+    told = function(*arguments)
+    return told if isinstance(told, float) else time.perf_counter() - started
