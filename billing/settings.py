@@ -17,7 +17,24 @@ class BillingSettings(CommonSettings):
         "sqlite:///var/ledger.db",
         description="SQLAlchemy URL of the ledger: sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME.",
     )
-    prices_file: Path = Field(Path("prices.toml"), description="The price list.")
+    prices_file: Path = Field(
+        Path("prices.toml"), description="The price file: prices, discounts and department rules."
+    )
+    prices_import: Literal["automatic", "confirmed"] = Field(
+        "automatic",
+        description="Whether rating and closing import the price file themselves (automatic), or go by what "
+        "`tallybook prices import` has put into the ledger (confirmed).",
+    )
+    costs_file: Path = Field(
+        Path("costs.toml"),
+        description="Which pool of machines serves which models, and what it costs an hour.",
+    )
+    budgets_file: Path = Field(
+        Path("budgets.toml"), description="Monthly budgets of projects and departments."
+    )
+    training_dir: Path = Field(
+        Path("var/training"), description="Where `tallybook train` writes what each training cost."
+    )
     reports_dir: Path = Field(Path("var/reports"), description="Charts and bills of each day: <day>/.")
     mail_to: tuple[str, ...] = Field(
         ("finance@example.com",), description="Who gets the daily bill; a JSON list in the environment."
@@ -30,6 +47,20 @@ class BillingSettings(CommonSettings):
     )
     outbox_dir: Path = Field(
         Path("var/outbox"), description="Where mails are written when there is no smtp_url."
+    )
+    provider_name: str = Field(
+        "Tallybook", min_length=1, description="Who serves and bills the models, in FOCUS exports."
+    )
+    kafka_brokers: str | None = Field(
+        None,
+        description="HOST:PORT of Kafka brokers, separated by commas; `tallybook ingest` reads their events as "
+        "well as the journal's. None: the journal only.",
+    )
+    kafka_topic: str = Field("tallybook.usage", description="The topic that usage events are in.")
+    kafka_group: str = Field("tallybook-ingest", description="The group of `tallybook ingest --follow`.")
+    kafka_options: dict[str, SecretStr] = Field(
+        default_factory=dict,
+        description="Further properties of librdkafka, such as security.protocol and sasl.password.",
     )
     model_counters: tuple[str, ...] = Field(
         (),

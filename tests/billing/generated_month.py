@@ -96,6 +96,7 @@ class Bills:
                 },
                 charge.quantity_tokens,
                 charge.amount_minor,
+                charge.tokens_before,
             )
         self._months[running] += tokens
 
@@ -118,11 +119,20 @@ class Bills:
             ],
         )
 
-    def _put(self, key: dict[str, Any], terms: dict[str, Any], tokens: int, amount: int | None) -> None:
+    def _put(
+        self, key: dict[str, Any], terms: dict[str, Any], tokens: int, amount: int | None, before: int = 0
+    ) -> None:
         nothing = None if amount is None else 0
         row = self._rows.setdefault(
             tuple(key[column.name] for column in bill_lines.primary_key),
-            {**key, **terms, "quantity_tokens": 0, "quantity_requests": 0, "amount_minor": nothing},
+            {
+                **key,
+                **terms,
+                "tokens_before": before,
+                "quantity_tokens": 0,
+                "quantity_requests": 0,
+                "amount_minor": nothing,
+            },
         )
         total = self._totals.setdefault(
             (
