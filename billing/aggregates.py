@@ -8,7 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from billing.errors import ClosureError
+from billing.errors import ClosureError, LedgerError
 from billing.ledger import insert
 from billing.tables import COUNTS, RATED_BY, SUBJECT, event_batches, usage_events, usage_hours
 
@@ -28,7 +28,12 @@ def roll_up(connection: Connection) -> int:
 
 
 def rebuild_day(connection: Connection, day: date) -> None:
-    """Make the hours of one day anew from its events: the same numbers, or the day was wrong before."""
+    """Make the hours of one day anew from its events: the same numbers, or the day was wrong before.
+
+    Raises: LedgerError: retention has dropped events of that day (code events_dropped).
+    """
+    if _has_dropped(connection, day):
+        raise LedgerError("events_dropped", f"{day}: its events were dropped; its hours can't be made anew")
     _lock_day(connection, day)
     connection.execute(usage_hours.delete().where(usage_hours.c.day == day))
     connection.execute(event_batches.update().where(event_batches.c.day == day).values(rolled_up=False))
@@ -53,8 +58,12 @@ def day_sums(table: sa.Table, day: date) -> sa.Select[Any]:
 def prove_hours(connection: Connection, day: date) -> None:
     """Prove that a day's hours are the sums of its events; the database compares them.
 
+    A day whose events were dropped had this proven before; its hours are compared with its batches in all.
     Raises: ClosureError: they differ; the first difference is named by day and subject.
     """
+    if _has_dropped(connection, day):
+        _prove_totals(connection, day)
+        return
     events, hours = (day_sums(table, day).subquery() for table in (usage_events, usage_hours))
     keys = (*SUBJECT, *RATED_BY)
     same = sa.and_(*(events.c[name] == hours.c[name] for name in keys))
@@ -72,6 +81,26 @@ def prove_hours(connection: Connection, day: date) -> None:
             f"{day}, user {row['user_id']}, project {row['project']}, {row['model']} {row['model_version']}: "
             f"the events are {told}; the hourly aggregates are {kept}",
         )
+
+
+def _prove_totals(connection: Connection, day: date) -> None:
+    batches, hours = (
+        connection.execute(
+            sa.select(*[whole(sa.func.sum(table.c[name])) for name in _SUMS]).where(table.c.day == day)
+        ).one()
+        for table in (event_batches, usage_hours)
+    )
+    if tuple(batches) != tuple(hours):
+        raise ClosureError(
+            "closure_mismatch", f"{day}: its batches of events are {tuple(batches)}, its hours {tuple(hours)}"
+        )
+
+
+def _has_dropped(connection: Connection, day: date) -> bool:
+    query = sa.select(event_batches.c.id).where(
+        event_batches.c.day == day, event_batches.c.dropped_at.is_not(None)
+    )
+    return connection.scalar(query.limit(1)) is not None
 
 
 def whole(total: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:

@@ -15,7 +15,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from billing.bulk import insert_rows
 from billing.events import SAID, EventReader, EventRow
-from billing.ledger import closed_days, insert, writing
+from billing.ledger import closed_days, insert, share_ledger, writing
 from billing.merkle import merkle_root
 from billing.tables import event_batches, event_ids, set_aside, usage_events
 from tallybook.segments import Line
@@ -25,6 +25,7 @@ _COLUMNS = ("day", "batch_id", "hour", "context_band", *SAID)
 _CLAIM = ("id", "batch_id", "content_sha256")
 _PREFIX = SAID.index("prompt_prefix")
 _PARTITIONS_LOCK = 7_411_402_557
+_FINAL = ("torn_line", "conflicting_duplicate")  # what no later look will see otherwise
 _AHEAD = timedelta(days=1)  # how far a server's clock may be ahead of ours
 
 
@@ -168,6 +169,27 @@ def put_aside(connection: Connection, segment: str, poison: Sequence[Poison], re
             .on_conflict_do_nothing()
         )  # fmt: skip
         result.set_aside[code] = result.set_aside.get(code, 0) + 1
+
+
+def retry_set_aside(ledger: Engine, reader: EventReader, now: datetime | None = None) -> IngestResult:
+    """Read again what was set aside, and store what can be stored now; the rest stays where it is.
+
+    For lines whose time was ahead, or whose type an older version did not know.
+    """
+    with ledger.connect() as connection:
+        kept = connection.execute(sa.select(set_aside).where(set_aside.c.code.not_in(_FINAL))).all()
+    result = IngestResult()
+    for row in kept:
+        parsed = parse([Line(row.offset_bytes, row.raw)], reader, now)
+        if parsed.poison:
+            continue
+        prepare_days(ledger, parsed.days)
+        place = sa.and_(set_aside.c.segment == row.segment, set_aside.c.offset_bytes == row.offset_bytes)
+        with writing(ledger) as connection:
+            share_ledger(connection)
+            if connection.execute(set_aside.delete().where(place)).rowcount:
+                result.add(store(connection, row.segment, row.offset_bytes, parsed))
+    return result
 
 
 def _new_batch_ids(connection: Connection, count: int) -> list[int]:

@@ -1,0 +1,95 @@
+"""Retention: dropping the rows of events whose bills are closed and proven; their ids and hashes stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date, datetime, timezone
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection, Engine
+
+from billing import chain
+from billing.aggregates import prove_hours
+from billing.errors import AuditError, LedgerError
+from billing.ledger import closed_days, lock_ledger, writing
+from billing.merkle import merkle_root
+from billing.seals import batch_leaf, verify_events
+from billing.store import partition_name
+from billing.tables import event_batches, usage_events
+
+_LOCK_SECONDS = 30  # how long dropping a partition waits for those who read
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A day whose events were dropped, and how many they were."""
+
+    day: date
+    events: int
+
+
+def drop_events(ledger: Engine, before: date, now: datetime | None = None) -> Iterator[Dropped]:
+    """Drop the event rows of every day before `before` that is on closed bills, a transaction a day.
+
+    Each day is proven first: its events are what was stored, and its hours are their sums. What stays:
+    every id with the hash of its content, so that no event is ever billed again; every batch with its
+    root, so that the seals can be checked; the hours and the bills. A day that waits for its bill is kept.
+    Raises: AuditError, ClosureError: a day can't be proven; it and the later ones are kept.
+        LedgerError: somebody reads the events for too long (code ledger_busy).
+    """
+    with ledger.connect() as connection:
+        query = sa.select(event_batches.c.day).where(
+            event_batches.c.day < before, event_batches.c.dropped_at.is_(None)
+        )
+        days = sorted(set(connection.scalars(query)))
+    for day in days:
+        try:
+            with writing(ledger) as connection:
+                dropped = _drop_day(connection, day, now or datetime.now(timezone.utc))
+        except sa.exc.OperationalError as error:
+            raise LedgerError(
+                "ledger_busy", f"{day}: somebody reads the events; try again: {error}"
+            ) from error
+        if dropped is not None:
+            yield dropped
+
+
+def verify_dropped(connection: Connection, acts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Check that the dropped batches are those that the chain says were dropped.
+
+    Args:
+        acts: bodies of the chain's records of kind `retention`, by their `dropped_at`.
+    Raises: AuditError: a batch was marked as dropped, or altered, besides these (code retention_altered).
+    """
+    gone = sa.select(event_batches).where(event_batches.c.dropped_at.is_not(None))
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for batch in map(dict, connection.execute(gone.order_by(event_batches.c.id)).mappings()):
+        found.setdefault(batch["dropped_at"].isoformat(), []).append(batch)
+    for moment in sorted(found.keys() | acts.keys()):
+        root = merkle_root(batch_leaf(batch) for batch in found.get(moment, ())).hex()
+        if moment not in acts or acts[moment]["events_root"] != root:
+            raise AuditError("retention_altered", f"the batches dropped at {moment} are not those on record")
+
+
+def _drop_day(connection: Connection, day: date, now: datetime) -> Dropped | None:
+    lock_ledger(connection)
+    kept = sa.and_(event_batches.c.day == day, event_batches.c.dropped_at.is_(None))
+    query = sa.select(event_batches).where(kept).order_by(event_batches.c.id)
+    batches = [dict(row) for row in connection.execute(query).mappings()]
+    bills = {batch["bill_day"] for batch in batches}
+    if None in bills or closed_days(connection, bills) != bills:
+        return None
+    prove_hours(connection, day)
+    events = verify_events(connection, day)
+    connection.execute(event_batches.update().where(kept).values(dropped_at=now))
+    root = merkle_root(batch_leaf(batch) for batch in batches).hex()
+    act = {"day": day.isoformat(), "dropped_at": now.isoformat(), "events": events, "events_root": root}
+    chain.append(connection, "retention", act, now)
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'")
+        connection.exec_driver_sql(f"DROP TABLE {partition_name(day)}")
+    else:
+        connection.execute(usage_events.delete().where(usage_events.c.day == day))
+    return Dropped(day, events)
