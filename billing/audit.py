@@ -14,7 +14,7 @@ from billing import chain
 from billing.closure import prove
 from billing.errors import AuditError
 from billing.merkle import inclusion_path, root_from_path
-from billing.prices import kept_prices
+from billing.price_book import prove_kept
 from billing.seals import batch_leaf, batches_of, event_leaves, seal, verify_events
 from billing.tables import (
     RATED_BY,
@@ -59,14 +59,14 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
     """
     sealed: dict[str, dict[str, Any]] = {}
     count = 0
-    terms: dict[str, dict[str, Any]] = {}
+    imports: list[dict[str, Any]] = []
     for number, kind, body in chain.records(connection):
         count = number
         if kind == "close":
             sealed[body["day"]] = body
         elif kind == "prices":
-            terms |= {price["id"]: price for price in body["imported"]}
-    _verify_prices(connection, terms)
+            imports.append(body)
+    prove_kept(connection, imports)
     closed = connection.scalars(
         sa.select(bill_days.c.day).where(bill_days.c.state == "closed").order_by(bill_days.c.day)
     ).all()
@@ -149,11 +149,3 @@ def _sealed(connection: Connection, found: Trace, number: int, body: dict[str, A
     if root is None or root.hex() != body["events_root"]:
         raise AuditError("day_altered", f"the seal of {body['day']} does not hold {found.event['id']}")
     return replace(found, sealed_by=number, batch_index=index, batch_path=[step.hex() for step in path])
-
-
-def _verify_prices(connection: Connection, sealed: dict[str, dict[str, Any]]) -> None:
-    kept = kept_prices(connection)
-    for price_id in sorted(kept.keys() | sealed.keys()):
-        price = kept.get(price_id)
-        if price is None or price.id != price_id or price_id not in sealed:
-            raise AuditError("price_altered", f"price version {price_id} is not what was imported")

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 from datetime import date
-from decimal import Decimal
-from typing import NamedTuple, NoReturn
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from billing.aggregates import day_sums
+from billing.aggregates import prove_hours, whole
 from billing.errors import ClosureError
-from billing.money import charge
-from billing.prices import Price, kept_prices
-from billing.rating import UNRATED, Charge, Subject, Usage
-from billing.tables import SUBJECT, bill_days, bill_lines, usage_events, usage_hours
+from billing.lines import Rater
+from billing.minimums import billed_minimums, events_are_dropped, owed_minimums
+from billing.owing import waiting_batches
+from billing.price_book import kept_tariff
+from billing.proof_lines import differ, prove_corrections, prove_own_lines
+from billing.rating import DIRECTIONS, UNRATED, quantities
+from billing.tables import COUNTS, bill_lines, event_batches, usage_events, usage_hours
+from billing.tariff import Tariff
 
 
 @dataclass(frozen=True)
@@ -40,152 +42,121 @@ class Proof:
 def prove(connection: Connection, day: date) -> Proof:
     """Prove the bill of a day, for its own usage and for the earlier days that it corrects.
 
-    The hourly aggregates of each of these days equal its events; the bill's lines equal the events that
-    are on this bill; and all closed lines of a day at one price come to the price of their sum.
+    The day's hours equal its events; all closed lines for the day, on this and on later bills, hold the
+    tokens of the hours, each subject's and direction's; corrections on this bill hold the events that came
+    late for it; and every line is at the terms in force on its day and comes to what these make of it.
+    That the lines of a month go on from each other is proven by `billing.month_proof`.
     Raises: ClosureError: the first difference found, named by day, subject and direction.
     """
-    on_bill = usage_events.c.bill_day == day
-    came_late = sa.select(usage_events.c.day).where(on_bill, usage_events.c.bill_day != usage_events.c.day)
-    has_lines = sa.select(bill_lines.c.usage_day).where(bill_lines.c.day == day)
-    corrected = sorted(set(connection.scalars(came_late.union(has_lines))) - {day})
-    prices = kept_prices(connection)
-    requests = event_tokens = aggregate_tokens = 0
+    tariff = kept_tariff(connection)
+    stored, lines = _stored(connection, day), _lines(connection, day)
+    corrected = sorted((stored.keys() | lines.keys()) - {day})
     for usage_day in [*corrected, day]:
-        all_events = _sums(connection, usage_events, usage_day)
-        hours = _sums(connection, usage_hours, usage_day)
-        _prove_equal(usage_day, all_events, hours)
-        events = _sums(connection, usage_events, usage_day, on_bill)
-        _prove_lines(connection, day, usage_day, events)
-        _prove_amounts(connection, usage_day, prices)
-        requests += sum(s.requests for s in events.values())
-        tokens = sum(s.tokens for s in events.values())
-        event_tokens += tokens
-        # The hours hold the events of this bill and those of others: take the others' away.
-        elsewhere = sum(s.tokens for s in all_events.values()) - tokens
-        aggregate_tokens += sum(s.tokens for s in hours.values()) - elsewhere
-    lines = connection.execute(sa.select(bill_lines).where(bill_lines.c.day == day)).all()
+        rater = Rater(tariff, usage_day)
+        if usage_day == day:
+            prove_hours(connection, day)
+            prove_own_lines(connection, day, rater)
+        elif not events_are_dropped(connection, usage_day):
+            prove_corrections(connection, day, usage_day, rater)
+        _prove_minimums(connection, usage_day, tariff, rater)
+        on_bill = {direction: sums.tokens for direction, sums in lines[usage_day].items()}
+        for direction, tokens in stored[usage_day].by_direction().items():
+            if on_bill.get(direction, 0) != tokens:
+                raise ClosureError(
+                    "closure_mismatch",
+                    f"bill of {day}, usage of {usage_day}: the batches of events hold {tokens} {direction} "
+                    f"tokens, the lines {on_bill.get(direction, 0)}",
+                )
+    late = sum(stored[usage_day].tokens for usage_day in corrected)
+    all_lines = [sums for by_direction in lines.values() for sums in by_direction.values()]
     return Proof(
         day=day,
-        requests=requests,
-        event_tokens=event_tokens,
-        aggregate_tokens=aggregate_tokens,
-        line_tokens=sum(line.quantity_tokens for line in lines),
-        unrated_tokens=sum(line.quantity_tokens for line in lines if line.price_id == UNRATED),
-        amount_minor=sum(line.amount_minor or 0 for line in lines),
-        currency=next((line.currency for line in lines if line.currency), None),
+        requests=sum(each.requests for each in stored.values()),
+        event_tokens=sum(each.tokens for each in stored.values()),
+        aggregate_tokens=_own_share_of_hours(connection, day) + late,
+        line_tokens=sum(sums.tokens for sums in all_lines),
+        unrated_tokens=sum(sums.unrated_tokens for sums in all_lines),
+        amount_minor=sum(sums.amount_minor for sums in all_lines),
+        currency=next((sums.currency for sums in all_lines if sums.currency), None),
         corrected_days=tuple(corrected),
     )
 
 
-def billed_charges(connection: Connection, usage_day: date) -> dict[tuple[Subject, str], dict[str, Charge]]:
-    """What closed bills hold for a day of usage: summed by subject and direction, then by price version.
+@dataclass(frozen=True)
+class _Stored:
+    """What the batches on a bill hold of a day of usage."""
 
-    A direction without lines reads as an empty dict.
-    """
-    subject = [bill_lines.c[name] for name in SUBJECT]
-    terms = (bill_lines.c.unit_price, bill_lines.c.per_tokens, bill_lines.c.currency)
-    query = (
-        sa.select(
-            *subject,
-            bill_lines.c.direction,
-            bill_lines.c.price_id,
-            *terms,
-            sa.cast(sa.func.sum(bill_lines.c.quantity_tokens), sa.BigInteger).label("quantity_tokens"),
-            sa.cast(sa.func.sum(bill_lines.c.amount_minor), sa.BigInteger).label("amount_minor"),
-        )
-        .join_from(bill_lines, bill_days)
-        .where(bill_lines.c.usage_day == usage_day, bill_days.c.state == "closed")
-        .group_by(*subject, bill_lines.c.direction, bill_lines.c.price_id, *terms)
-    )
-    found: dict[tuple[Subject, str], dict[str, Charge]] = defaultdict(dict)
-    for row in connection.execute(query):
-        by_price = found[Subject(*row[: len(SUBJECT)]), row.direction]
-        if row.price_id in by_price:
-            raise ClosureError(
-                "closure_mismatch",
-                f"{usage_day}: lines of {row.user_id} give price version {row.price_id} two sets of terms",
-            )
-        by_price[row.price_id] = Charge(
-            row.price_id,
-            row.quantity_tokens,
-            None if row.unit_price is None else Decimal(row.unit_price),
-            row.per_tokens,
-            row.currency,
-            row.amount_minor,
-        )
-    return found
-
-
-class _Sums(NamedTuple):
-    requests: int
-    prompt_tokens: int
-    cached_tokens: int
-    completion_tokens: int
+    requests: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
 
     @property
     def tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
 
-    def __str__(self) -> str:
-        return ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in self._asdict().items())
+    def by_direction(self) -> dict[str, int]:
+        counts = quantities(self.prompt_tokens, self.cached_tokens, self.completion_tokens)
+        return dict(zip(DIRECTIONS, counts, strict=True))
 
 
-_NOTHING = _Sums(0, 0, 0, 0)
+@dataclass(frozen=True)
+class _Lines:
+    """What the lines of a bill come to, in one direction of a day of usage."""
+
+    tokens: int
+    unrated_tokens: int
+    amount_minor: int
+    currency: str | None
 
 
-def _sums(
-    connection: Connection, table: sa.Table, day: date, *where: sa.ColumnElement[bool]
-) -> dict[Subject, _Sums]:
-    rows = connection.execute(day_sums(table, day).where(*where)).mappings()
-    return {Subject(*(r[n] for n in SUBJECT)): _Sums(*(r[n] for n in _Sums._fields)) for r in rows}
+def _stored(connection: Connection, day: date) -> defaultdict[date, _Stored]:
+    sums = [whole(sa.func.sum(event_batches.c[name])) for name in ("requests", *COUNTS)]
+    query = sa.select(event_batches.c.day, *sums).where(event_batches.c.bill_day == day)
+    found: defaultdict[date, _Stored] = defaultdict(_Stored)
+    for usage_day, *counts in connection.execute(query.group_by(event_batches.c.day)):
+        found[usage_day] = _Stored(*counts)
+    return found
 
 
-def _prove_equal(day: date, events: dict[Subject, _Sums], hours: dict[Subject, _Sums]) -> None:
-    for subject in sorted(events.keys() | hours.keys()):
-        told, kept = events.get(subject, _NOTHING), hours.get(subject, _NOTHING)
-        if told != kept:
-            _differ(day, subject, f"the events are {told}; the hourly aggregates are {kept}")
+def _lines(connection: Connection, day: date) -> defaultdict[date, dict[str, _Lines]]:
+    line = bill_lines.c
+    unrated = sa.case((line.price_id == UNRATED, line.quantity_tokens), else_=0)
+    sums = [whole(sa.func.sum(what)) for what in (line.quantity_tokens, unrated, line.amount_minor)]
+    query = (
+        sa.select(line.usage_day, line.direction, *sums, sa.func.min(line.currency))
+        .where(line.day == day)
+        .group_by(line.usage_day, line.direction)
+    )
+    found: defaultdict[date, dict[str, _Lines]] = defaultdict(dict)
+    for usage_day, direction, *rest in connection.execute(query):
+        found[usage_day][direction] = _Lines(*rest)
+    return found
 
 
-def _prove_lines(connection: Connection, day: date, usage_day: date, events: dict[Subject, _Sums]) -> None:
-    """The lines of one bill for one day of usage hold the tokens of its events, in each direction."""
-    columns = [bill_lines.c[name] for name in (*SUBJECT, "direction")]
-    total = sa.cast(sa.func.sum(bill_lines.c.quantity_tokens), sa.BigInteger)
-    query = sa.select(*columns, total).where(bill_lines.c.day == day, bill_lines.c.usage_day == usage_day)
-    lines = {(Subject(*row[:-2]), row[-2]): row[-1] for row in connection.execute(query.group_by(*columns))}
-    used = {
-        (subject, direction): tokens
-        for subject, sums in events.items()
-        for direction, tokens in Usage(*sums[1:]).quantities().items()
+def _own_share_of_hours(connection: Connection, day: date) -> int:
+    """Tokens of the day's hours, less those of events that came late and are on other bills or on none."""
+
+    def tokens(table: sa.Table, *where: sa.ColumnElement[bool]) -> int:
+        total = whole(sa.func.sum(table.c.prompt_tokens + table.c.completion_tokens))
+        return connection.execute(sa.select(total).where(table.c.day == day, *where)).scalar_one()
+
+    elsewhere = (event_batches.c.bill_day.is_distinct_from(day), event_batches.c.rolled_up)
+    return tokens(usage_hours) - tokens(event_batches, *elsewhere)
+
+
+def _prove_minimums(connection: Connection, usage_day: date, tariff: Tariff, rater: Rater) -> None:
+    """What closed bills took for the minimum is what the events on them lack, read once more."""
+    if events_are_dropped(connection, usage_day):
+        return
+    billed = billed_minimums(connection, usage_day)
+    on_bills = usage_events.c.batch_id.not_in(waiting_batches(usage_day))
+    owed = {
+        (subject, terms.price_id, terms.discount): minimum
+        for subject, terms, minimum in owed_minimums(connection, usage_day, tariff, rater, on_bills)
     }
-    for subject, direction in sorted(used.keys() | lines.keys()):
-        told, billed = used.get((subject, direction), 0), lines.get((subject, direction), 0)
-        if told != billed:
-            _differ(usage_day, subject, f"the events are {told} {direction} tokens, the lines {billed}")
-
-
-def _prove_amounts(connection: Connection, day: date, prices: dict[str, Price]) -> None:
-    """All closed lines of a day at one price version come to the price of their sum."""
-    for (subject, direction), by_price in sorted(billed_charges(connection, day).items()):
-        for price_id, found in by_price.items():
-            if price_id == UNRATED:
-                continue
-            price = prices.get(price_id)
-            if price is None:
-                _differ(day, subject, f"{direction} lines name the unknown price version {price_id}")
-            terms = (price.of(direction), price.per_tokens, price.currency)
-            if (found.unit_price, found.per_tokens, found.currency) != terms:
-                _differ(day, subject, f"{direction} lines state other terms than price version {price_id}")
-            owed = charge(found.quantity_tokens, *terms)
-            if owed != found.amount_minor:
-                _differ(
-                    day,
-                    subject,
-                    f"{found.quantity_tokens} {direction} tokens cost {owed} {price.currency} minor units, "
-                    f"the lines say {found.amount_minor}",
-                )
-
-
-def _differ(day: date, subject: Subject, what: str) -> NoReturn:
-    whose = f"user {subject.user_id}, project {subject.project}, {subject.model} {subject.model_version}"
-    raise ClosureError("closure_mismatch", f"{day}, {whose}: {what}")
+    for key in sorted(owed.keys() | billed.keys()):
+        if owed.get(key) != billed.get(key):
+            differ(
+                usage_day, key[0], f"the minimum comes to {owed.get(key)}, the lines are {billed.get(key)}"
+            )

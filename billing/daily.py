@@ -8,6 +8,7 @@ from __future__ import annotations
 from datetime import date
 from email.message import EmailMessage
 from pathlib import Path
+from threading import Event
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -17,22 +18,40 @@ from billing.audit import Trace, Verified
 from billing.bill_csv import read_lines, write_bill
 from billing.charts import draw_charts
 from billing.closure import prove
-from billing.errors import DayError, MailError
+from billing.errors import DayError, MailError, SourceError
 from billing.files import write_whole
 from billing.ingest import IngestResult
 from billing.ingest import ingest as ingest_journal
+from billing.kafka import Topic, drain, follow
 from billing.ledger import closed_days, open_ledger, reading, writing
 from billing.mail import compose
 from billing.outbox import deliver, enqueue, is_enqueued
-from billing.prices import PriceList, read_prices, sync_prices
+from billing.price_book import kept_tariff, sync_prices
+from billing.price_file import read_tariff
 from billing.report import day_report
 from billing.settings import BillingSettings
 from billing.tables import bill_days
+from billing.tariff import Tariff
 
 
 def ingest(settings: BillingSettings) -> IngestResult:
-    """Store what the journal holds and the ledger does not have yet."""
-    return ingest_journal(_ledger(settings), settings.journal_dir, settings.zone)
+    """Store what the journal, and Kafka if there is one, hold and the ledger does not have yet."""
+    ledger = _ledger(settings)
+    result = IngestResult()
+    try:
+        result.add(ingest_journal(ledger, settings.journal_dir, settings.zone))
+    finally:  # a damaged segment does not keep Kafka's events back
+        if (topic := Topic.of(settings)) is not None:
+            result.add(drain(ledger, topic, settings.zone))
+    return result
+
+
+def follow_kafka(settings: BillingSettings, stop: Event) -> IngestResult:
+    """Store what comes by Kafka, as one of its group, until `stop` is set; see `billing.kafka.follow`."""
+    topic = Topic.of(settings)
+    if topic is None:
+        raise SourceError("no_kafka", "the setting kafka_brokers names no brokers to follow")
+    return follow(_ledger(settings), topic, settings.zone, stop)
 
 
 def rate(settings: BillingSettings, day: date) -> int:
@@ -42,7 +61,7 @@ def rate(settings: BillingSettings, day: date) -> int:
     """
     bills.check_begun(day, settings.zone)
     with writing(_ledger(settings)) as connection:
-        return bills.rate_day(connection, day, _prices(connection, settings))
+        return bills.rate_day(connection, day, _tariff(connection, settings))
 
 
 def close(settings: BillingSettings, day: date, *, early: bool = False) -> bills.Closing:
@@ -56,10 +75,10 @@ def close(settings: BillingSettings, day: date, *, early: bool = False) -> bills
         missed = bills.days_to_catch_up(connection, day, settings.zone)
     for earlier in missed:
         with writing(ledger) as connection:
-            prices = _prices(connection, settings)
-            bills.close_day(connection, earlier, prices, settings.zone, closed_with=day)
+            tariff = _tariff(connection, settings)
+            bills.close_day(connection, earlier, tariff, settings.zone, closed_with=day)
     with writing(ledger) as connection:
-        return bills.close_day(connection, day, _prices(connection, settings), settings.zone, early=early)
+        return bills.close_day(connection, day, _tariff(connection, settings), settings.zone, early=early)
 
 
 def report(settings: BillingSettings, day: date, user: str | None = None) -> Path:
@@ -155,5 +174,7 @@ def _ledger(settings: BillingSettings) -> Engine:
     return open_ledger(settings.ledger_url, settings.time_zone)
 
 
-def _prices(connection: Connection, settings: BillingSettings) -> PriceList:
-    return sync_prices(connection, read_prices(settings.prices_file))
+def _tariff(connection: Connection, settings: BillingSettings) -> Tariff:
+    if settings.prices_import == "confirmed":
+        return kept_tariff(connection)
+    return sync_prices(connection, read_tariff(settings.prices_file))

@@ -1,39 +1,39 @@
-"""The price list: effective-dated versions, read from TOML, kept in the ledger, never changed in the past."""
+"""The price list: what a model's tokens cost, as versions that take effect on a day. Pure."""
 
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import date, datetime, timezone
-from decimal import Decimal, InvalidOperation
-from pathlib import Path
-from typing import Any
+from datetime import date
+from decimal import Decimal
+from typing import Literal, NamedTuple, TypeAlias
 
-import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from billing.effective import Effective
 
-from billing import chain, money
-from billing.errors import PricesError
-from billing.ledger import lock_ledger
-from billing.tables import bill_days, bill_lines, prices
-from tallybook.usage import NAME
+TierMode: TypeAlias = Literal["graduated", "volume"]
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
-_LIST_KEYS = {"currency", "per_tokens", "prices"}
-_PRICE_KEYS = {"model", "version", "effective_from", "input", "cached_input", "output"}
+class Tier(NamedTuple):
+    """What a token costs up to this many a month; None: however many."""
+
+    up_to: int | None
+    price: Decimal
+
+
+_Target: TypeAlias = "tuple[str, str | None, str | None, str | None]"  # model, version, label, latency class
+UnitPrice: TypeAlias = "Decimal | tuple[Tier, ...]"
 
 
 @dataclass(frozen=True, slots=True)
 class Price:
     """What a model costs from a billing day on, in `currency` per `per_tokens` tokens of each direction.
 
-    `model_version` None means every version that has no price of its own.
+    It holds for a version, for a label, or, with neither, for what has no price of its own; for one latency
+    class, or, without, for every class that has none of its own; and for requests of at least
+    `context_band` prompt tokens. With `tiers`, a direction's price depends on the tokens of the calendar
+    month: `graduated` gives each tier's tokens its price, `volume` gives all tokens the price of the tier
+    that the month has reached. `minimum` is what one request with tokens costs at least.
     """
 
     model: str
@@ -41,197 +41,71 @@ class Price:
     effective_from: date
     currency: str
     per_tokens: int
-    input: Decimal
-    cached_input: Decimal
-    output: Decimal
+    input: UnitPrice
+    cached_input: UnitPrice
+    output: UnitPrice
+    model_label: str | None = None
+    latency_class: str | None = None
+    context_band: int = 0
+    tiers: TierMode | None = None
+    minimum: Decimal | None = None
 
     @property
     def id(self) -> str:
         """Digest of the terms, so that other terms are another price: the price version on a line."""
-        terms = (self.model, self.model_version, self.effective_from, self.currency, self.per_tokens)
-        amounts = (self.input.normalize(), self.cached_input.normalize(), self.output.normalize())
-        return hashlib.sha256(repr((terms, amounts)).encode()).hexdigest()[:16]
+        terms = (
+            self.model, self.model_version, self.model_label, self.latency_class, self.context_band,
+            self.effective_from.isoformat(), self.currency, self.per_tokens, self.tiers,
+            None if self.minimum is None else plain(self.minimum),
+            *[
+                [(tier.up_to, plain(tier.price)) for tier in self.tiers_of(direction)]
+                for direction in ("input", "cached_input", "output")
+            ],
+        )  # fmt: skip
+        return hashlib.sha256(repr(terms).encode()).hexdigest()[:16]
 
-    def of(self, direction: str) -> Decimal:
-        """The unit price of `input`, `cached_input` or `output`."""
-        return {"input": self.input, "cached_input": self.cached_input, "output": self.output}[direction]
+    def tiers_of(self, direction: str) -> tuple[Tier, ...]:
+        """The tiers of `input`, `cached_input` or `output`; a flat price is one tier without end."""
+        unit_price = {"input": self.input, "cached_input": self.cached_input, "output": self.output}[
+            direction
+        ]
+        return unit_price if isinstance(unit_price, tuple) else (Tier(None, unit_price),)
 
 
 class PriceList:
-    """Every price of the list, asked by model, version and day."""
+    """Every price of the list, asked by what was used and on which day."""
 
     def __init__(self, prices: Iterable[Price]) -> None:
-        self._by_target: dict[tuple[str, str | None], list[Price]] = {}
-        for price in sorted(prices, key=lambda p: p.effective_from):
-            self._by_target.setdefault((price.model, price.model_version), []).append(price)
+        starts: dict[tuple[_Target, date], dict[int, Price]] = {}
+        for price in prices:
+            target = (price.model, price.model_version, price.model_label, price.latency_class)
+            starts.setdefault((target, price.effective_from), {})[price.context_band] = price
+        self._bands = Effective((target, start, bands) for (target, start), bands in starts.items())
 
-    def in_force(self, model: str, model_version: str, day: date) -> Price | None:
-        """The price of this version on this billing day; its own before the model's; None: unrated."""
-        for target in ((model, model_version), (model, None)):
-            started = [p for p in self._by_target.get(target, ()) if p.effective_from <= day]
-            if started:
-                return started[-1]
+    def in_force(
+        self,
+        model: str,
+        model_version: str,
+        day: date,
+        *,
+        model_label: str = "",
+        latency_class: str = "standard",
+        context_band: int = 0,
+    ) -> Price | None:
+        """The price of this usage on this billing day; None: unrated.
+
+        A version's own price comes before its label's, and that before the model's; among prices for the
+        same of these, the latency class's own before the one for every class.
+        """
+        for version, label in ((model_version, None), (None, model_label), (None, None)):
+            for latency in (latency_class, None):
+                bands = self._bands.on((model, version, label, latency), day)
+                begun = [band for band in bands or () if band <= context_band]
+                if bands and begun:
+                    return bands[max(begun)]
         return None
 
 
-def read_prices(file: Path) -> list[Price]:
-    """Read a price list.
-
-    Raises: PricesError: no such file, not TOML, or an entry is incomplete, misspelt, inexact or given twice.
-    """
-    try:
-        document = tomllib.loads(file.read_text("utf-8"))
-    except OSError as error:
-        raise PricesError("prices_missing", f"can't read the price list {file}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise PricesError("prices_invalid", f"{file}: {error}") from error
-    _refuse_unknown(document, _LIST_KEYS, str(file))
-    currency, per_tokens = document.get("currency"), document.get("per_tokens", 1000)
-    try:
-        money.decimals(str(currency))
-    except ValueError as error:
-        raise PricesError("prices_invalid", f"{file}: {error}") from error
-    if type(per_tokens) is not int or per_tokens < 1:
-        raise PricesError("prices_invalid", f"{file}: per_tokens must be a whole number above 0")
-    found: dict[tuple[str, str | None, date], Price] = {}
-    for number, entry in enumerate(document.get("prices", []), 1):
-        price = _price(entry, str(currency), per_tokens, f"{file}, price {number}")
-        key = (price.model, price.model_version, price.effective_from)
-        if key in found:
-            raise PricesError("prices_invalid", f"{file}, price {number}: a second price for {key}")
-        found[key] = price
-    return list(found.values())
-
-
-def sync_prices(connection: Connection, listed: Iterable[Price], now: datetime | None = None) -> PriceList:
-    """Make the ledger's prices equal to the list, and give back the list as kept.
-
-    Raises: PricesError: a price that a closed bill was rated at is missing or changed, or a new price
-        would take effect on a day that was rated for its model already, or is in another currency.
-    """
-    lock_ledger(connection)
-    now = now or datetime.now(timezone.utc)
-    wanted = {price.id: price for price in listed}
-    kept = {row.id: row for row in connection.execute(sa.select(prices))}
-    billed = set(connection.scalars(_closed_lines(bill_lines.c.price_id).distinct()))
-    _refuse_other_currency({kept[i].currency for i in billed & kept.keys()}, wanted.values())
-    in_force = {price_id for price_id, row in kept.items() if row.withdrawn_at is None}
-    withdrawn, imported = in_force - wanted.keys(), wanted.keys() - in_force
-    for price_id in sorted(withdrawn & billed):
-        row = kept[price_id]
-        raise PricesError(
-            "price_changes_past",
-            f"bills are closed at the price of {row.model} from {row.effective_from}; it can't be "
-            "changed or removed: add a price with a later effective_from",
-        )
-    for price_id in imported:
-        _refuse_past(connection, wanted[price_id])
-    for price_id in withdrawn:
-        connection.execute(prices.update().where(prices.c.id == price_id).values(withdrawn_at=now))
-    for price_id in imported & kept.keys():
-        connection.execute(prices.update().where(prices.c.id == price_id).values(withdrawn_at=None))
-    for price_id in imported - kept.keys():
-        connection.execute(prices.insert().values(imported_at=now, **_row(wanted[price_id])))
-    if withdrawn or imported:
-        act = {"imported": [_row(wanted[i]) for i in sorted(imported)], "withdrawn": sorted(withdrawn)}
-        chain.append(connection, "prices", act, now)
-    return PriceList(wanted.values())
-
-
-def kept_prices(connection: Connection) -> dict[str, Price]:
-    """Every price version that the ledger has known, by its id."""
-    return {
-        row.id: Price(
-            row.model, row.model_version, row.effective_from, row.currency, row.per_tokens,
-            Decimal(row.input), Decimal(row.cached_input), Decimal(row.output),
-        )
-        for row in connection.execute(sa.select(prices))
-    }  # fmt: skip
-
-
-def _refuse_other_currency(billed: set[str], wanted: Iterable[Price]) -> None:
-    other = {price.currency for price in wanted} - billed
-    if billed and other:
-        raise PricesError(
-            "currency_changed",
-            f"this ledger has bills in {', '.join(sorted(billed))}; amounts in {', '.join(sorted(other))} "
-            "can't be added to them: keep another ledger for another currency",
-        )
-
-
-def _refuse_past(connection: Connection, price: Price) -> None:
-    """A new price may not reach into days that were rated for its model; unrated ones it may rate."""
-    rated = _closed_lines(sa.func.max(bill_lines.c.usage_day)).where(
-        bill_lines.c.model == price.model, bill_lines.c.price_id != ""
-    )
-    if price.model_version is not None:
-        rated = rated.where(bill_lines.c.model_version == price.model_version)
-    last = connection.scalar(rated)
-    if last is not None and price.effective_from <= last:
-        raise PricesError(
-            "price_changes_past",
-            f"{price.model} is billed up to {last}; a new price can take effect after that day only, "
-            f"not from {price.effective_from}",
-        )
-
-
-def _closed_lines(column: Any) -> sa.Select[Any]:
-    return sa.select(column).join_from(bill_lines, bill_days).where(bill_days.c.state == "closed")
-
-
-def _row(price: Price) -> dict[str, Any]:
-    return {
-        "id": price.id,
-        "model": price.model,
-        "model_version": price.model_version,
-        "effective_from": price.effective_from,
-        "currency": price.currency,
-        "per_tokens": price.per_tokens,
-        "input": str(price.input),
-        "cached_input": str(price.cached_input),
-        "output": str(price.output),
-    }
-
-
-def _price(entry: Any, currency: str, per_tokens: int, where: str) -> Price:
-    if not isinstance(entry, dict):
-        raise PricesError("prices_invalid", f"{where}: write each price as a [[prices]] table")
-    _refuse_unknown(entry, _PRICE_KEYS, where)
-    model, version = entry.get("model"), entry.get("version")
-    for name, value in (("model", model), ("version", version)):
-        if name == "version" and value is None:
-            continue
-        if not isinstance(value, str) or not NAME.fullmatch(value):
-            raise PricesError("prices_invalid", f"{where}: {name} must be a name in quotes")
-    start = entry.get("effective_from")
-    if type(start) is not date:
-        raise PricesError("prices_invalid", f"{where}: effective_from must be a day such as 2026-01-01")
-    amounts = {name: _amount(entry, name, where) for name in ("input", "output")}
-    cached = _amount(entry, "cached_input", where) if "cached_input" in entry else amounts["input"]
-    return Price(
-        str(model), version, start, currency, per_tokens, amounts["input"], cached, amounts["output"]
-    )
-
-
-def _amount(entry: dict[str, Any], name: str, where: str) -> Decimal:
-    text = entry.get(name)
-    if not isinstance(text, str):
-        raise PricesError(
-            "prices_invalid", f'{where}: write {name} in quotes, such as "0.80": a bare number is not exact'
-        )
-    try:
-        amount = Decimal(text)
-    except InvalidOperation:
-        raise PricesError("prices_invalid", f"{where}: {name} {text!r} is not a number") from None
-    exponent = amount.as_tuple().exponent
-    if not isinstance(exponent, int) or amount < 0 or amount > 10**9 or exponent < -12:
-        raise PricesError(
-            "prices_invalid", f"{where}: {name} must be 0 to 1,000,000,000 with at most 12 decimals"
-        )
-    return amount
-
-
-def _refuse_unknown(table: dict[str, Any], known: set[str], where: str) -> None:
-    unknown = sorted(table.keys() - known)
-    if unknown:
-        raise PricesError("prices_invalid", f"{where}: unknown {', '.join(unknown)}")
+def plain(value: Decimal) -> str:
+    """A decimal as text, one text for equal values: '0.8', '100', '0'."""
+    return format(value.normalize() if value else Decimal(0), "f")

@@ -28,7 +28,7 @@ class Seal:
     events: int
     events_root: str  # Merkle root over the batches on the bill, in the order of their numbers
     lines: int
-    lines_root: str  # the same over its lines, in the order of their keys
+    lines_root: str  # the same over its lines, in the order of their hashes
 
 
 def seal(connection: Connection, day: date) -> Seal:
@@ -133,9 +133,7 @@ def _what_differs(connection: Connection, batch: Mapping[str, Any], found: set[s
 
 
 def _line_leaves(connection: Connection, day: date) -> list[bytes]:
-    key = [column.name for column in bill_lines.primary_key.columns]
+    """In the order of the hashes: databases disagree on the order of text, and lines may be many."""
     query = sa.select(bill_lines).where(bill_lines.c.day == day)
-    rows = [dict(row) for row in connection.execute(query).mappings()]
-    # Sorted here: databases disagree on the order of text.
-    rows.sort(key=lambda row: [str(row[name]) for name in key])
-    return [leaf_hash(orjson.dumps(row, option=orjson.OPT_SORT_KEYS)) for row in rows]
+    rows = connection.execute(query, execution_options={"yield_per": _EVENTS_AT_ONCE})
+    return sorted(leaf_hash(orjson.dumps(tuple(row))) for row in rows)

@@ -12,8 +12,10 @@ from sqlalchemy.engine import Engine
 from billing.bills import Closing, close_day, rate_day
 from billing.ingest import ingest
 from billing.ledger import reading, writing
-from billing.prices import Price, sync_prices
+from billing.price_book import sync_prices
+from billing.prices import Price
 from billing.report import DayReport, day_report
+from billing.tariff import Tariff
 from tallybook.usage import UsageEvent
 from tests.billing.factories import ZONE, a_price, write_segment
 
@@ -34,7 +36,7 @@ def bring(ledger: Engine, events: Iterable[UsageEvent | bytes]) -> None:
 def draft(ledger: Engine, day: date, prices: Sequence[Price] = (a_price(),)) -> int:
     """Make the day's draft lines."""
     with writing(ledger) as connection:
-        return rate_day(connection, day, sync_prices(connection, prices))
+        return rate_day(connection, day, sync_prices(connection, Tariff(tuple(prices))))
 
 
 def close(
@@ -43,7 +45,9 @@ def close(
     """Close the day an hour after its end, or early at half past twelve."""
     now = at(day, 12, 30) if early else at(day + timedelta(days=1), 1)
     with writing(ledger) as connection:
-        return close_day(connection, day, sync_prices(connection, prices), ZONE, early=early, now=now)
+        return close_day(
+            connection, day, sync_prices(connection, Tariff(tuple(prices))), ZONE, early=early, now=now
+        )
 
 
 def report(ledger: Engine, day: date, user: str | None = None) -> DayReport:

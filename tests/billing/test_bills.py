@@ -16,8 +16,10 @@ from billing.errors import ClosureError, DayError, PricesError
 from billing.ingest import ingest
 from billing.ledger import open_ledger, reading, writing
 from billing.money import charge
-from billing.prices import Price, sync_prices
-from billing.tables import bill_days, bill_lines, usage_events, usage_hours
+from billing.price_book import sync_prices
+from billing.prices import Price
+from billing.tables import bill_days, bill_lines, event_batches, usage_events, usage_hours
+from billing.tariff import Tariff
 from tallybook.usage import UsageEvent
 from tests.billing.factories import AFTER, DAY, NOON, ZONE, a_price, an_event, write_segment
 
@@ -34,12 +36,14 @@ def close(
     early: bool = False,
 ) -> Closing:
     with writing(ledger) as connection:
-        return close_day(connection, day, sync_prices(connection, prices), ZONE, early=early, now=now)
+        return close_day(
+            connection, day, sync_prices(connection, Tariff(tuple(prices))), ZONE, early=early, now=now
+        )
 
 
 def draft(ledger: Engine, day: date = DAY) -> int:
     with writing(ledger) as connection:
-        return rate_day(connection, day, sync_prices(connection, [a_price()]))
+        return rate_day(connection, day, sync_prices(connection, Tariff((a_price(),))))
 
 
 def bring(ledger: Engine, journal: Path, *events: UsageEvent) -> None:
@@ -167,7 +171,9 @@ def test_every_event_says_which_bill_it_is_on(ledger: Engine, tmp_path: Path) ->
     close(ledger, NEXT, now=AFTER_NEXT)
     bring(ledger, tmp_path, waiting)
     with reading(ledger) as connection:
-        query = sa.select(usage_events.c.id, usage_events.c.bill_day)
+        query = sa.select(usage_events.c.id, event_batches.c.bill_day).join(
+            event_batches, event_batches.c.id == usage_events.c.batch_id
+        )
         on_bill = {row.id: row.bill_day for row in connection.execute(query)}
     assert on_bill == {early.id: DAY, late.id: NEXT, waiting.id: None}
 
@@ -234,7 +240,7 @@ TAMPERED = [
     (bill_lines.update().values(quantity_tokens=99), "the lines 99"),
     (bill_lines.update().values(amount_minor=99), "the lines say 99"),
     (bill_lines.update().values(unit_price="0.01"), "other terms"),
-    (bill_lines.update().values(price_id="forged"), "unknown price version forged"),
+    (bill_lines.update().values(price_id="forged"), "price version forged"),
     (bill_lines.update().values(user_id="user-x"), "user user-a"),
     (bill_lines.delete(), "the lines 0"),
 ]

@@ -1,0 +1,113 @@
+"""Proof of the months: all closed lines of a month come to the price of its tokens, rounded once."""
+
+from __future__ import annotations
+
+from datetime import date
+from decimal import Decimal
+from itertools import groupby
+from typing import Any, NoReturn
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from billing.errors import ClosureError
+from billing.money import charge
+from billing.month_totals import PAYER, in_month, line_sums
+from billing.owing import CLOSED
+from billing.price_book import kept_prices
+from billing.prices import Price
+from billing.rating import MINIMUM, UNRATED, Terms
+from billing.tables import TERMS, bill_lines, bill_totals
+
+_KEY = (*PAYER, *TERMS)
+_SUMS = ("quantity_tokens", "amount_minor")
+
+
+def prove_months(connection: Connection) -> int:
+    """Prove every month's totals: they are the sums of its closed lines, and the price of the month's tokens.
+
+    Returns: how many months there are.
+    Raises: ClosureError: the first difference, named by month, user, project, department and direction.
+    """
+    months = sorted(set(connection.scalars(sa.select(bill_totals.c.month))) | _months_with_lines(connection))
+    prices = kept_prices(connection)
+    for month in months:
+        _prove_sums(connection, month)
+        _prove_amounts(connection, month, prices)
+    return len(months)
+
+
+def _months_with_lines(connection: Connection) -> set[date]:
+    days = sa.select(bill_lines.c.usage_day).where(bill_lines.c.day.in_(CLOSED)).distinct()
+    return {day.replace(day=1) for day in connection.scalars(days)}
+
+
+def _prove_sums(connection: Connection, month: date) -> None:
+    """The database compares them."""
+    key = [bill_lines.c[name] for name in _KEY]
+    lines = sa.select(*key, *line_sums()).where(in_month(month), bill_lines.c.day.in_(CLOSED)).group_by(*key)
+    told, kept = lines.subquery(), sa.select(bill_totals).where(bill_totals.c.month == month).subquery()
+    same = sa.and_(*(told.c[name] == kept.c[name] for name in _KEY))
+    differs = sa.or_(
+        told.c.user_id.is_(None),
+        kept.c.user_id.is_(None),
+        *(told.c[name].is_distinct_from(kept.c[name]) for name in _SUMS),
+    )
+    named = [sa.func.coalesce(told.c[name], kept.c[name]).label(name) for name in _KEY]
+    sums = [
+        side.c[name].label(f"{of}_{name}")
+        for of, side in (("lines", told), ("totals", kept))
+        for name in _SUMS
+    ]
+    query = sa.select(*named, *sums).select_from(told.join(kept, same, full=True)).where(differs)
+    for row in connection.execute(query.order_by(*named).limit(1)):
+        _differ(
+            month,
+            row,
+            f"the closed lines sum to {row.lines_quantity_tokens} tokens for {row.lines_amount_minor} "
+            f"minor units, the month's totals say {row.totals_quantity_tokens} for {row.totals_amount_minor}",
+        )
+
+
+def _prove_amounts(connection: Connection, month: date, prices: dict[str, Price]) -> None:
+    """The tokens of each tier are those that the month's tokens put there, and cost what the totals say."""
+    account = (*PAYER, "direction", "price_id", "discount_percent")
+    columns = [bill_totals.c[name] for name in (*account, "tier", *_SUMS)]
+    rated = (bill_totals.c.price_id != UNRATED, bill_totals.c.direction != MINIMUM)
+    query = (
+        sa.select(*columns).where(bill_totals.c.month == month, *rated).order_by(*columns[: len(account) + 1])
+    )
+    terms: dict[tuple[str, ...], Terms] = {}
+    rows = connection.execute(query, execution_options={"yield_per": 5000})
+    for key, group in groupby(rows, key=lambda row: tuple(row[: len(account)])):
+        tiers = list(group)
+        at = key[len(PAYER) :]
+        if at not in terms:
+            terms[at] = _terms(month, tiers[0], prices)
+        tokens = sum(row.quantity_tokens for row in tiers)
+        found = {row.tier: row.quantity_tokens for row in tiers}
+        for tier, quantity in enumerate(terms[at].spread(tokens)):
+            if found.pop(tier, 0) != quantity:
+                _differ(month, tiers[0], f"of {tokens} tokens, {quantity} belong into tier {tier + 1}")
+        if any(found.values()):
+            _differ(month, tiers[0], "tokens are in tiers that the price does not have")
+        for row in tiers:
+            owed = charge(row.quantity_tokens, terms[at].exact[row.tier])
+            if owed != row.amount_minor:
+                _differ(
+                    month,
+                    row,
+                    f"{row.quantity_tokens} tokens cost {owed} minor units, not {row.amount_minor}",
+                )
+
+
+def _terms(month: date, row: Any, prices: dict[str, Price]) -> Terms:
+    price = prices.get(row.price_id)
+    if price is None:
+        _differ(month, row, f"the price version {row.price_id} is unknown")
+    return Terms(price, row.direction, Decimal(row.discount_percent))
+
+
+def _differ(month: date, row: Any, what: str) -> NoReturn:
+    whose = f"user {row.user_id}, project {row.project}, department {row.department}, {row.direction}"
+    raise ClosureError("closure_mismatch", f"{month:%Y-%m}, {whose}: {what}")

@@ -1,0 +1,139 @@
+"""What is to be billed: a day's own usage, and what closed days before it still owe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date
+from typing import NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from billing.aggregates import whole
+from billing.month_totals import next_month
+from billing.prices import PriceList
+from billing.rating import UNRATED
+from billing.tables import (
+    COUNTS,
+    RATED_BY,
+    SUBJECT,
+    bill_days,
+    bill_lines,
+    bill_totals,
+    event_batches,
+    usage_events,
+    usage_hours,
+)
+
+KEY = (*SUBJECT, *RATED_BY)
+_ROWS_AT_ONCE = 5000
+CLOSED = sa.select(bill_days.c.day).where(bill_days.c.state == "closed")
+
+
+class Usage(NamedTuple):
+    """Token sums of one subject to be billed; `was_unrated`: they are on closed bills, without a price."""
+
+    user_id: str
+    project: str
+    department: str
+    model: str
+    model_version: str
+    model_label: str
+    latency_class: str
+    context_band: int
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    was_unrated: bool
+
+
+def owing_days(connection: Connection, day: date, price_list: PriceList) -> list[date]:
+    """Closed days before `day` with events that came late, or with unrated tokens that have a price now."""
+    late = sa.select(event_batches.c.day).where(event_batches.c.bill_day.is_(None), event_batches.c.day < day)
+    return sorted(set(connection.scalars(late)) | _days_priced_since(connection, day, price_list))
+
+
+def usage_to_bill(connection: Connection, day: date, usage_day: date) -> Iterator[list[Usage]]:
+    """What the bill of `day` is to hold of a day of usage, in lists of whole users, in their order."""
+    query = _own_usage(day) if usage_day == day else _owed_usage(usage_day)
+    rows = connection.execute(query.order_by("user_id"), execution_options={"yield_per": _ROWS_AT_ONCE})
+    stretch: list[Usage] = []
+    for row in rows:
+        if len(stretch) >= _ROWS_AT_ONCE and row.user_id != stretch[-1].user_id:
+            yield stretch
+            stretch = []
+        stretch.append(Usage._make(row))
+    if stretch:
+        yield stretch
+
+
+def waiting_batches(usage_day: date) -> sa.Select[tuple[int]]:
+    """Batches of events for a closed day that are on no bill yet."""
+    return sa.select(event_batches.c.id).where(
+        event_batches.c.day == usage_day, event_batches.c.bill_day.is_(None)
+    )
+
+
+def _own_usage(day: date) -> sa.Select[tuple[object, ...]]:
+    keys = [usage_hours.c[name] for name in KEY]
+    sums = [whole(sa.func.sum(usage_hours.c[name])).label(name) for name in COUNTS]
+    query = sa.select(*keys, *sums, sa.false().label("was_unrated"))
+    return query.where(usage_hours.c.day == day).group_by(*keys)
+
+
+def _owed_usage(usage_day: date) -> sa.CompoundSelect[tuple[object, ...]]:
+    keys = [usage_events.c[name] for name in KEY]
+    sums = [whole(sa.func.sum(usage_events.c[name])).label(name) for name in COUNTS]
+    late = (
+        sa.select(*keys, *sums, sa.false().label("was_unrated"))
+        .where(usage_events.c.day == usage_day, usage_events.c.batch_id.in_(waiting_batches(usage_day)))
+        .group_by(*keys)
+    )
+    line = bill_lines.c
+    keys = [line[name] for name in KEY]
+    sums = [
+        whole(sa.func.sum(line.quantity_tokens).filter(line.direction.in_(directions))).label(name)
+        for name, directions in zip(
+            COUNTS, (("input", "cached_input"), ("cached_input",), ("output",)), strict=True
+        )
+    ]
+    unrated = (
+        sa.select(*keys, *sums, sa.true().label("was_unrated"))
+        .where(line.usage_day == usage_day, line.price_id == UNRATED, line.day.in_(CLOSED))
+        .group_by(*keys)
+    )
+    return late.union_all(unrated)
+
+
+def _days_priced_since(connection: Connection, day: date, price_list: PriceList) -> set[date]:
+    months = sa.select(bill_totals.c.month).where(
+        bill_totals.c.price_id == UNRATED, bill_totals.c.quantity_tokens != 0
+    )
+    line, found = bill_lines.c, set()
+    for month in sorted(set(connection.scalars(months))):
+        columns = (
+            line.usage_day,
+            line.model,
+            line.model_version,
+            line.model_label,
+            *(line[n] for n in RATED_BY),
+        )
+        query = (
+            sa.select(*columns)
+            .where(
+                line.price_id == UNRATED,
+                line.usage_day >= month,
+                line.usage_day < min(next_month(month), day),
+                line.day.in_(CLOSED),
+            )
+            .group_by(*columns, line.user_id, line.project, line.department, line.direction)
+            .having(sa.func.sum(line.quantity_tokens) != 0)
+            .distinct()
+        )
+        for usage_day, model, version, label, latency_class, band in connection.execute(query):
+            price = price_list.in_force(
+                model, version, usage_day, model_label=label, latency_class=latency_class, context_band=band
+            )
+            if price is not None:
+                found.add(usage_day)
+    return found
