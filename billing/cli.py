@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,6 +17,7 @@ from billing.ledger import open_ledger, reading
 from billing.money import format_amount
 from billing.reconciliation import reconcile_day
 from billing.reconciliation_text import render
+from billing.recount import recount
 from billing.settings import BillingSettings
 
 _DAY = click.argument("day", type=click.DateTime(["%Y-%m-%d"]), metavar="YYYY-MM-DD")
@@ -34,13 +37,25 @@ def _told() -> Iterator[None]:
 
 
 @click.command()
-def ingest() -> None:
-    """Store the journal's usage events in the ledger, each once."""
+@click.option(
+    "--follow", is_flag=True, help="Store what comes by Kafka, until stopped; several may, at once."
+)
+def ingest(follow: bool) -> None:
+    """Store the usage events of the journal, and of Kafka if there is one, in the ledger, each once."""
     with _told():
-        result = daily.ingest(BillingSettings())
+        settings = BillingSettings()
+        result = daily.follow_kafka(settings, _stopped()) if follow else daily.ingest(settings)
     click.echo(f"{result.stored:,} events stored, {result.duplicates:,} were there already.")
     for code, count in sorted(result.set_aside.items()):
         click.echo(f"{count:,} lines set aside: {code} (table set_aside).", err=True)
+
+
+def _stopped() -> threading.Event:
+    """Set by SIGTERM and SIGINT."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
 
 
 @click.command()
@@ -135,6 +150,28 @@ def show(request_id: str) -> None:
         click.echo(f"Sealed by audit record {found.sealed_by}, event {found.index}; path to its root:")
         for step in found.path:
             click.echo(f"  {step}")
+
+
+@audit.command("recount")
+@_DAY
+def recount_command(day: datetime) -> None:
+    """Count a day's captured texts again; status 1 when an event was metered otherwise."""
+    with _told():
+        settings = BillingSettings()
+        with reading(open_ledger(settings.ledger_url, settings.time_zone)) as connection:
+            found = recount(connection, day.date(), settings.models_dir)
+    click.echo(
+        f"{found.day}: {found.events:,} events; {found.recounted:,} recounted, "
+        f"{found.not_captured:,} without their whole text."
+    )
+    for fingerprint, events in found.unknown_tokenizers.items():
+        click.echo(f"No model in {settings.models_dir} has the tokenizer {fingerprint}: {events:,} events.")
+    for event_id, metered, recounted in found.differences:
+        click.echo(f"{event_id}: metered {metered:,} prompt tokens, recounted {recounted:,}.")
+    if found.differences:
+        raise click.ClickException(
+            f"recount_differs: {len(found.differences):,} events were metered otherwise"
+        )
 
 
 @click.group()

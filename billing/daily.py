@@ -20,7 +20,6 @@ from billing.charts import draw_charts
 from billing.closure import prove
 from billing.errors import DayError, MailError, SourceError
 from billing.files import write_whole
-from billing.ingest import IngestResult
 from billing.ingest import ingest as ingest_journal
 from billing.kafka import Topic, drain, follow
 from billing.ledger import closed_days, open_ledger, reading, writing
@@ -30,6 +29,7 @@ from billing.price_book import kept_tariff, sync_prices
 from billing.price_file import read_tariff
 from billing.report import day_report
 from billing.settings import BillingSettings
+from billing.store import IngestResult
 from billing.tables import bill_days
 from billing.tariff import Tariff
 

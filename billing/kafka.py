@@ -24,6 +24,7 @@ from billing.errors import SourceError
 from billing.events import EventReader
 from billing.ingest import move_offset, offset_of
 from billing.ledger import share_ledger, writing
+from billing.settings import BillingSettings
 from billing.store import IngestResult, Poison, parse, prepare_days, put_aside, store
 from tallybook.segments import Line
 
@@ -48,7 +49,15 @@ class Topic:
     brokers: str  # HOST:PORT, several separated by commas
     name: str
     group: str
-    options: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, settings: BillingSettings) -> Topic | None:
+        """The topic of the settings; none when they name no brokers."""
+        if settings.kafka_brokers is None:
+            return None
+        options = {name: value.get_secret_value() for name, value in settings.kafka_options.items()}
+        return cls(settings.kafka_brokers, settings.kafka_topic, settings.kafka_group, options)
 
     def segment(self, partition: int) -> str:
         """A partition's name in the ledger."""

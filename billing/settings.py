@@ -53,8 +53,8 @@ class BillingSettings(CommonSettings):
     )
     kafka_brokers: str | None = Field(
         None,
-        description="HOST:PORT of Kafka brokers, separated by commas; `tallybook ingest` reads their events as "
-        "well as the journal's. None: the journal only.",
+        description="HOST:PORT of Kafka brokers, separated by commas, whose events `tallybook ingest` reads "
+        "besides the journal's; none: only the journal's.",
     )
     kafka_topic: str = Field("tallybook.usage", description="The topic that usage events are in.")
     kafka_group: str = Field("tallybook-ingest", description="The group of `tallybook ingest --follow`.")

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
@@ -27,10 +28,9 @@ from billing.tables import event_batches, journal_offsets, set_aside, usage_even
 from tallybook.usage import UsageEvent
 from tests.billing.conftest import TIME_ZONE
 from tests.billing.factories import ZONE, an_event
-from tests.modelservers import wait_until
 
 PARTITIONS = 4  # what the mock cluster gives a topic
-QUICK = {"session.timeout.ms": "4000", "heartbeat.interval.ms": "200"}  # above the mock's delay of 3 s
+QUICK = {"session.timeout.ms": "3500", "heartbeat.interval.ms": "200"}  # above the mock's delay of 3 s
 
 
 class Cluster:
@@ -222,6 +222,13 @@ stop = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())
 billing.kafka.follow(open_ledger(url, zone), topic, ZoneInfo(zone), stop)
 """
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.05)
 
 
 class Ingesters:
