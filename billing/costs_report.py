@@ -23,7 +23,7 @@ from tallybook.calendar import ONE_DAY, Interval, billing_day, day_interval
 
 @dataclass(frozen=True)
 class CostsReport:
-    """A period's cost recovery up to `until`; `elsewhere` are models that were used while no pool had them."""
+    """A period up to `until`; `elsewhere` are models that were used or trained while no pool had them."""
 
     period: str
     currency: str

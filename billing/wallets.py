@@ -98,6 +98,12 @@ def balances(connection: Connection, project: str | None = None) -> list[Balance
     return sorted((Balance(*row) for row in connection.execute(query)), key=lambda b: (b.project, b.currency))
 
 
+def priced_in(connection: Connection) -> list[str]:
+    """The currency of the ledger's prices; none before the first import, and several never on bills."""
+    query = sa.select(prices.c.currency).where(prices.c.withdrawn_at.is_(None)).distinct()
+    return sorted(connection.scalars(query))
+
+
 def entries(connection: Connection, project: str) -> Sequence[sa.Row[tuple[object, ...]]]:
     """A project's entries (rows of `wallet_entries`), first to last."""
     query = sa.select(wallet_entries).where(wallet_entries.c.project == project)
@@ -153,8 +159,7 @@ def _book(
         if not least <= len(text) <= MAX_TEXT or not text.isprintable():
             raise WalletError("wallet_invalid", f"{name} is {least}-{MAX_TEXT} printable characters")
     lock_ledger(connection)
-    listed = connection.scalars(sa.select(prices.c.currency).where(prices.c.withdrawn_at.is_(None)))
-    other = {*listed, *(b.currency for b in balances(connection, project))} - {currency}
+    other = {*priced_in(connection), *(b.currency for b in balances(connection, project))} - {currency}
     if other:
         raise WalletError(
             "wallet_currency", f"{project} is billed or has credit in {', '.join(sorted(other))}"

@@ -1,0 +1,153 @@
+"""Costs, budgets and wallets on the command line: parse, call, print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from decimal import Decimal
+from pathlib import Path
+
+import click
+from sqlalchemy.engine import Connection
+
+from billing import wallets
+from billing.aggregates import roll_up
+from billing.budgets import read_budgets
+from billing.budgets_report import month_budgets, record_budgets, tell_budgets
+from billing.cli import _told as told_errors
+from billing.costs_file import read_costs
+from billing.costs_report import costs_report, days_of
+from billing.costs_text import tell_costs
+from billing.errors import WalletError
+from billing.ledger import open_ledger, reading, writing
+from billing.money import format_amount, to_minor
+from billing.settings import BillingSettings
+from billing.strict_toml import DECIMAL
+from billing.text_table import text_table
+from billing.training_runs import Import, import_runs
+from tallybook.calendar import today
+
+_WHO = click.option("--by", "who", required=True, help="Who books it.")
+_NOTE = click.option("--note", default="", help="Why, such as an order's number.")
+_CURRENCY = click.option("--currency", help="Such as CNY.  [default: that of the prices]")
+
+
+@contextmanager
+def _ledger(*, writes: bool) -> Iterator[tuple[BillingSettings, Connection]]:
+    with told_errors():
+        settings = BillingSettings()
+        transaction = writing if writes else reading
+        with transaction(open_ledger(settings.ledger_url, settings.time_zone)) as connection:
+            yield settings, connection
+
+
+@click.group()
+def costs() -> None:
+    """Set what machines and trainings cost against what was billed."""
+
+
+@costs.command("import")
+def import_command() -> None:
+    """Take the training-cost events of training_dir into the ledger, each once."""
+    with _ledger(writes=True) as (settings, connection):
+        found = import_runs(connection, settings.training_dir)
+    click.echo(f"{found.stored:,} trainings stored, {found.known:,} were there already.")
+    _name_refused(found, settings.training_dir)
+
+
+@costs.command("report")
+@click.argument("period", metavar="YYYY-MM-DD|YYYY-MM")
+def report_command(period: str) -> None:
+    """Show what each pool cost in a day or month, what of it was idle, and what came back.
+
+    Trainings and stored events that are not in the sums yet are taken in first.
+    """
+    try:
+        days_of(period)
+    except ValueError as error:
+        raise click.BadParameter(f"{period!r} is neither a day nor a month") from error
+    with _ledger(writes=True) as (settings, connection):
+        listed = read_costs(settings.costs_file)
+        found = import_runs(connection, settings.training_dir)
+        roll_up(connection)
+        now = datetime.now(timezone.utc)
+        told = tell_costs(costs_report(connection, listed, period, settings.zone, now))
+    click.echo(told)
+    _name_refused(found, settings.training_dir)
+
+
+@click.command()
+@click.argument("month", type=click.DateTime(["%Y-%m"]), metavar="[YYYY-MM]", required=False)
+def budgets(month: datetime | None) -> None:
+    """Show a month's budgets, what is billed of each, and where the month is heading."""
+    with _ledger(writes=True) as (settings, connection):
+        listed, now = read_budgets(settings.budgets_file), datetime.now(timezone.utc)
+        record_budgets(connection, listed, now)
+        first = month.date() if month else today(settings.zone).replace(day=1)
+        told = tell_budgets(month_budgets(connection, listed, first, settings.zone, now))
+    click.echo(told)
+
+
+@click.group()
+def wallet() -> None:
+    """Prepaid credit of projects; every closed bill is charged to it."""
+
+
+@wallet.command()
+@click.argument("project")
+@click.argument("amount")
+@_CURRENCY
+@_WHO
+@_NOTE
+def topup(project: str, amount: str, currency: str | None, who: str, note: str) -> None:
+    """Add credit; bills that are closed from now on are charged to it."""
+    with _ledger(writes=True) as (_, connection):
+        balance = wallets.top_up(connection, project, *_money(connection, amount, currency), who, note)
+    click.echo(f"{project} has {format_amount(balance.balance_minor, balance.currency)}.")
+
+
+@wallet.command()
+@click.argument("project")
+@click.argument("amount")
+@_CURRENCY
+@_WHO
+@_NOTE
+def refund(project: str, amount: str, currency: str | None, who: str, note: str) -> None:
+    """Pay credit back to a project."""
+    with _ledger(writes=True) as (_, connection):
+        balance = wallets.refund(connection, project, *_money(connection, amount, currency), who, note)
+    click.echo(f"{project} has {format_amount(balance.balance_minor, balance.currency)}.")
+
+
+@wallet.command()
+@click.argument("project", required=False)
+def show(project: str | None) -> None:
+    """Show every wallet's balance, or one project's with its entries."""
+    with _ledger(writes=False) as (_, connection):
+        found = wallets.balances(connection, project)
+        booked = wallets.entries(connection, project) if project else []
+    for entry in booked:
+        about = f"bill of {entry.bill_day}" if entry.bill_day else f"by {entry.who}"
+        amount = format_amount(entry.amount_minor, entry.currency)
+        click.echo(f"{entry.at:%Y-%m-%d %H:%M} {entry.kind:<7}{amount:>18}  {about}  {entry.note}".rstrip())
+    rows = [[b.project, format_amount(b.balance_minor, b.currency)] for b in found]
+    click.echo("\n".join(text_table(rows)) if rows else "No wallet.")
+
+
+def _money(connection: Connection, amount: str, currency: str | None) -> tuple[int, str]:
+    """An amount in minor units, and its currency."""
+    known = [currency] if currency else wallets.priced_in(connection)
+    if len(known) != 1:
+        raise WalletError("wallet_currency", "the ledger has no prices yet: say in which --currency")
+    if not DECIMAL.fullmatch(amount):
+        raise WalletError("wallet_invalid", f"{amount!r} is no amount, such as 12.50")
+    try:
+        return to_minor(Decimal(amount), known[0]), known[0]
+    except ValueError as error:
+        raise WalletError("wallet_invalid", str(error)) from error
+
+
+def _name_refused(found: Import, folder: Path) -> None:
+    for name, (code, message) in found.refused.items():
+        click.echo(f"{folder / name} left alone: {code}: {message}", err=True)
