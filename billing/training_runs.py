@@ -1,9 +1,9 @@
-"""Training-cost events, read from the files that training writes, and kept in the ledger, each once."""
+"""What trainings cost, kept in the ledger: each run once, and provable."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import datetime, timezone
 from decimal import Decimal
 from hashlib import sha256
@@ -13,41 +13,15 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from billing import money
+from billing import chain
+from billing.errors import AuditError
 from billing.ledger import insert
-from billing.strict_toml import DECIMAL
 from billing.tables import training_runs
-from tallybook.usage import NAME
+from billing.training_events import InvalidRunError, TrainingRun, read_runs
 
-EVENT_TYPE = "tallybook.training.v1"
-_MAX_TEXT = 512
-_LIMIT = 10**12  # of seconds, examples and prices: above it a number is an error
-_MAX_DECIMALS = 12
-
-
-class InvalidRunError(ValueError):
-    """A file or a record that is no training-cost event; `code` is stable."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingRun:
-    """What one training took: machines for `wall_seconds`, at `pool_price_per_hour` where known."""
-
-    id: str
-    time: datetime
-    model: str
-    model_version: str
-    device: str
-    device_seconds: Decimal
-    wall_seconds: Decimal
-    examples: int
-    code_version: str
-    pool_price_per_hour: Decimal | None = None
-    currency: str | None = None
+_DECIMALS = ("device_seconds", "wall_seconds", "pool_price_per_hour")
+_RECORD = "training"
+_ALL: sa.Select[Any] = sa.select(training_runs)
 
 
 @dataclass(frozen=True)
@@ -62,9 +36,12 @@ class Import:
 def import_runs(connection: Connection, folder: Path, now: datetime | None = None) -> Import:
     """Store what the files of the folder hold and the ledger does not have yet.
 
-    A file with anything wrong in it is left alone as a whole, to be put right and read again.
+    A file with anything wrong in it is left alone as a whole, to be put right and read again. What was stored
+    is recorded in the audit chain.
     """
-    stored = known = 0
+    stored: dict[str, str] = {}
+    known = 0
+    moment = now or datetime.now(timezone.utc)
     refused = {}
     for file in sorted(folder.glob("*.jsonl")):
         try:
@@ -73,66 +50,38 @@ def import_runs(connection: Connection, folder: Path, now: datetime | None = Non
         except InvalidRunError as error:
             refused[file.name] = (error.code, str(error))
             continue
-        moment = now or datetime.now(timezone.utc)
         for row in rows:
             statement = insert(connection, training_runs).values(**row, imported_at=moment)
             new = connection.scalar(statement.on_conflict_do_nothing().returning(training_runs.c.id))
-            stored += new is not None
-            known += new is None
-    return Import(stored, known, refused)
+            if new is None:
+                known += 1
+            else:
+                stored[row["id"]] = row["content_sha256"].hex()
+    if stored:
+        chain.append(connection, _RECORD, {"content_sha256": stored}, moment)
+    return Import(len(stored), known, refused)
 
 
-def read_runs(file: Path) -> list[TrainingRun]:
-    """Every run of a file of JSON lines.
+def prove_runs(connection: Connection) -> None:
+    """Prove that the runs in the ledger are those that the audit chain says were imported, unaltered.
 
-    Raises: InvalidRunError: it can't be read (code training_unreadable), or a line is no training-cost event.
+    Raises: AuditError: a run was altered, removed or put in (code training_altered), named by its id.
     """
-    try:
-        lines = file.read_bytes().splitlines()
-    except OSError as error:
-        raise InvalidRunError("training_unreadable", f"{error.strerror}") from error
-    if not lines:
-        raise InvalidRunError("training_not_json", "the file is empty")
-    runs = []
-    for number, line in enumerate(lines, 1):
-        try:
-            runs.append(read_run(line))
-        except InvalidRunError as error:
-            raise InvalidRunError(error.code, f"line {number}: {error}") from error
-    return runs
+    told: dict[str, str] = {}
+    for _, kind, body in chain.records(connection):
+        if kind == _RECORD:
+            told |= body["content_sha256"]
+    found = {run.id: _row(_run(run))["content_sha256"].hex() for run in connection.execute(_ALL)}
+    for run_id in sorted(told.keys() | found.keys()):
+        if told.get(run_id) != found.get(run_id):
+            raise AuditError("training_altered", f"training {run_id} is not what was imported")
 
 
-def read_run(line: bytes) -> TrainingRun:
-    """A CloudEvents record as JSON. Numbers are read as decimals, never as floats.
-
-    Raises: InvalidRunError: not JSON (training_not_json), another type of record (training_unknown_type), or
-        a field that is missing, of another type or out of range (training_invalid_field), named.
-    """
-    try:
-        record = json.loads(line, parse_float=Decimal, parse_constant=Decimal)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRunError("training_not_json", f"not JSON: {error}") from error
-    if not isinstance(record, dict) or (record.get("specversion"), record.get("type")) != ("1.0", EVENT_TYPE):
-        raise InvalidRunError("training_unknown_type", f"not a CloudEvents 1.0 record of type {EVENT_TYPE}")
-    data = record.get("data")
-    if not isinstance(data, dict):
-        raise InvalidRunError("training_invalid_field", "data is not an object")
-    price, currency = data.get("pool_price_per_hour"), data.get("currency")
-    if (price is None) != (currency is None):
-        raise InvalidRunError("training_invalid_field", "a price needs a currency, and a currency a price")
-    return TrainingRun(
-        id=_text("id", record.get("id")),
-        time=_instant(record.get("time")),
-        model=_name("model", data.get("model")),
-        model_version=_name("model_version", data.get("model_version")),
-        device=_text("device", data.get("device")),
-        device_seconds=_number("device_seconds", data.get("device_seconds")),
-        wall_seconds=_number("wall_seconds", data.get("wall_seconds")),
-        examples=_whole("examples", data.get("examples")),
-        code_version=_text("code_version", data.get("code_version")),
-        pool_price_per_hour=None if price is None else _price(price),
-        currency=None if currency is None else _currency(currency),
-    )
+def _run(row: sa.Row[Any]) -> TrainingRun:
+    values = {f.name: getattr(row, f.name) for f in fields(TrainingRun)}
+    for name in _DECIMALS:
+        values[name] = None if values[name] is None else Decimal(values[name])
+    return TrainingRun(**values)
 
 
 def _refuse_reused_ids(connection: Connection, rows: list[dict[str, Any]]) -> None:
@@ -146,63 +95,7 @@ def _refuse_reused_ids(connection: Connection, rows: list[dict[str, Any]]) -> No
 
 def _row(run: TrainingRun) -> dict[str, Any]:
     row = asdict(run)
-    for name in ("device_seconds", "wall_seconds", "pool_price_per_hour"):
+    for name in _DECIMALS:
         row[name] = None if row[name] is None else f"{row[name]:f}"
     said = json.dumps(row | {"time": run.time.isoformat()}, sort_keys=True)
     return row | {"content_sha256": sha256(said.encode()).digest()}
-
-
-def _wrong(name: str, what: str) -> InvalidRunError:
-    return InvalidRunError("training_invalid_field", f"{name} must be {what}")
-
-
-def _text(name: str, value: object) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= _MAX_TEXT or not value.isprintable():
-        raise _wrong(name, f"1-{_MAX_TEXT} printable characters")
-    return value
-
-
-def _name(name: str, value: object) -> str:
-    if not isinstance(value, str) or not NAME.fullmatch(value):
-        raise _wrong(name, "1-128 of letters, digits and ._@:-")
-    return value
-
-
-def _instant(value: object) -> datetime:
-    try:
-        moment = datetime.fromisoformat(str(value).replace("Z", "+00:00"))
-        if moment.tzinfo is not None:
-            return moment.astimezone(timezone.utc)
-    except (ValueError, OverflowError):
-        pass
-    raise _wrong("time", "a moment with its UTC offset, such as 2026-11-22T08:30:00.250000Z")
-
-
-def _whole(name: str, value: object) -> int:
-    if type(value) is not int or not 0 <= value < _LIMIT:
-        raise _wrong(name, "a whole number, 0 or more")
-    return value
-
-
-def _number(name: str, value: object) -> Decimal:
-    if type(value) not in (int, Decimal):
-        raise _wrong(name, "a number, 0 or more")
-    number = Decimal(value)  # type: ignore[arg-type]  # narrowed above
-    exponent = number.as_tuple().exponent
-    if not isinstance(exponent, int) or not 0 <= number < _LIMIT or exponent < -_MAX_DECIMALS:
-        raise _wrong(name, f"a number, 0 or more, with at most {_MAX_DECIMALS} decimals")
-    return number
-
-
-def _price(value: object) -> Decimal:
-    if not isinstance(value, str) or not DECIMAL.fullmatch(value):
-        raise _wrong("pool_price_per_hour", 'a decimal in quotes, such as "12.50"')
-    return Decimal(value)
-
-
-def _currency(value: object) -> str:
-    try:
-        money.decimals(str(value))
-    except ValueError as error:
-        raise InvalidRunError("training_invalid_field", str(error)) from error
-    return str(value)

@@ -64,10 +64,13 @@ def charge_wallets(connection: Connection, day: date, now: datetime | None = Non
     below 0, of corrections, gives credit back. The seal of the bill vouches for the charges.
     """
     line = bill_lines.c
-    have_wallets = sa.select(wallet_entries.c.project).where(wallet_entries.c.kind == "topup")
+    have_wallets = sa.select(wallet_entries.c.project).where(wallet_entries.c.kind == "topup").distinct()
+    projects = connection.scalars(have_wallets).all()
+    if not projects:
+        return 0  # without reading the bill, which may have a line for every user
     bills = (
         sa.select(line.project, sa.func.min(line.currency).label("currency"), _billed().label("billed"))
-        .where(line.day == day, line.amount_minor.is_not(None), line.project.in_(have_wallets))
+        .where(line.day == day, line.amount_minor.is_not(None), line.project.in_(projects))
         .group_by(line.project)
         .order_by(line.project)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timezone
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+from billing.errors import AuditError
 from billing.ledger import reading, writing
 from billing.tables import training_runs
-from billing.training_runs import Import, import_runs, read_runs
+from billing.training_events import read_runs
+from billing.training_runs import Import, import_runs, prove_runs
 from training.cost import PoolPrice, Run, write_event
 
 RUN = Run("reviews", "3", "cpu", 31.25, 40.301, 13_888, "training-sha256:1")
@@ -98,6 +101,30 @@ def test_an_id_with_other_content_is_told_and_the_first_stays(ledger: Engine, tm
     assert found.refused["2.jsonl"][0] == "training_id_reused"
     with reading(ledger) as connection:
         assert connection.scalars(sa.select(training_runs.c.pool_price_per_hour)).all() == ["12.50"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        training_runs.update().values(pool_price_per_hour="0.01"),
+        training_runs.update().values(wall_seconds="40.302"),
+        training_runs.update().values(time=datetime(2026, 1, 1, tzinfo=timezone.utc)),
+        training_runs.update().values(content_sha256=b"1", model="other"),
+        training_runs.update().values(id="2"),
+        training_runs.delete(),
+    ],
+)
+def test_a_run_that_was_altered_after_its_import_is_found(
+    ledger: Engine, tmp_path: Path, change: sa.Executable
+) -> None:
+    write_event(tmp_path, RUN, PoolPrice("12.50", "CNY"))
+    imported(ledger, tmp_path)
+    with writing(ledger) as connection:
+        prove_runs(connection)
+        connection.execute(change)
+        with pytest.raises(AuditError) as caught:
+            prove_runs(connection)
+    assert caught.value.code == "training_altered"
 
 
 def test_a_folder_that_is_not_there_has_no_runs(sqlite_ledger: Engine, tmp_path: Path) -> None:
