@@ -14,7 +14,9 @@ from billing import chain
 from billing.closure import prove
 from billing.errors import AuditError
 from billing.merkle import inclusion_path, root_from_path
+from billing.month_proof import prove_months
 from billing.price_book import prove_kept
+from billing.retention import verify_dropped
 from billing.seals import batch_leaf, batches_of, event_leaves, seal, verify_events
 from billing.tables import (
     RATED_BY,
@@ -60,13 +62,17 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
     sealed: dict[str, dict[str, Any]] = {}
     count = 0
     imports: list[dict[str, Any]] = []
+    dropped: dict[str, dict[str, Any]] = {}
     for number, kind, body in chain.records(connection):
         count = number
         if kind == "close":
             sealed[body["day"]] = body
         elif kind == "prices":
             imports.append(body)
+        elif kind == "retention":
+            dropped[f"{body['day']} {body['dropped_at']}"] = body
     prove_kept(connection, imports)
+    verify_dropped(connection, dropped)
     closed = connection.scalars(
         sa.select(bill_days.c.day).where(bill_days.c.state == "closed").order_by(bill_days.c.day)
     ).all()
@@ -84,6 +90,7 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
         for name, value in found.items():
             if told[name] != value:
                 raise AuditError("day_altered", f"{day}: {name} is {value}, but {told[name]} was sealed")
+    prove_months(connection)
     return Verified(count, len(closed), events, chain.head(connection))
 
 

@@ -60,17 +60,17 @@ def verify_dropped(connection: Connection, acts: Mapping[str, Mapping[str, Any]]
     """Check that the dropped batches are those that the chain says were dropped.
 
     Args:
-        acts: bodies of the chain's records of kind `retention`, by their `dropped_at`.
+        acts: bodies of the chain's records of kind `retention`, by their `day` and `dropped_at`.
     Raises: AuditError: a batch was marked as dropped, or altered, besides these (code retention_altered).
     """
     gone = sa.select(event_batches).where(event_batches.c.dropped_at.is_not(None))
     found: dict[str, list[Mapping[str, Any]]] = {}
     for batch in map(dict, connection.execute(gone.order_by(event_batches.c.id)).mappings()):
-        found.setdefault(batch["dropped_at"].isoformat(), []).append(batch)
-    for moment in sorted(found.keys() | acts.keys()):
-        root = merkle_root(batch_leaf(batch) for batch in found.get(moment, ())).hex()
-        if moment not in acts or acts[moment]["events_root"] != root:
-            raise AuditError("retention_altered", f"the batches dropped at {moment} are not those on record")
+        found.setdefault(f"{batch['day']} {batch['dropped_at'].isoformat()}", []).append(batch)
+    for act in sorted(found.keys() | acts.keys()):
+        root = merkle_root(batch_leaf(batch) for batch in found.get(act, ())).hex()
+        if act not in acts or acts[act]["events_root"] != root:
+            raise AuditError("retention_altered", f"the batches dropped for {act} are not those on record")
 
 
 def _drop_day(connection: Connection, day: date, now: datetime) -> Dropped | None:

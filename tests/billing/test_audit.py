@@ -14,9 +14,21 @@ from billing.errors import BillingError
 from billing.events import content_sha256
 from billing.ingest import ingest
 from billing.ledger import reading, writing
-from billing.merkle import leaf_hash, root_from_path
-from billing.prices import sync_prices
-from billing.tables import audit_records, bill_days, bill_lines, prices, usage_events, usage_hours
+from billing.merkle import merkle_root, root_from_path
+from billing.price_book import sync_prices
+from billing.seals import batch_leaf
+from billing.tables import (
+    audit_records,
+    bill_days,
+    bill_lines,
+    bill_totals,
+    event_batches,
+    event_ids,
+    prices,
+    usage_events,
+    usage_hours,
+)
+from billing.tariff import Tariff
 from tests.billing.factories import AFTER, DAY, ZONE, a_price, an_event, write_segment
 
 EVENTS = [replace(an_event(user=f"user-{n % 3}"), id=f"000-{n:03d}") for n in range(20)]
@@ -26,7 +38,7 @@ OPEN = an_event()
 
 def close(ledger: Engine, day: date) -> None:
     with writing(ledger) as connection:
-        listed = sync_prices(connection, [a_price()])
+        listed = sync_prices(connection, Tariff((a_price(),)))
         close_day(connection, day, listed, ZONE, now=AFTER + (day - DAY))
 
 
@@ -44,15 +56,15 @@ def closed(ledger: Engine, tmp_path: Path) -> Engine:
 def test_an_untouched_ledger_is_verified(closed: Engine) -> None:
     with reading(closed) as connection:
         found = verify(connection)
-        assert (found.records, found.days, found.events) == (3, 2, 21)
+        assert (found.records, found.days, found.events) == (3, 2, 22)
         assert found.head == chain.head(connection)
 
 
 def alter(table: sa.Table, **values: object) -> Callable[[Connection], None]:
-    """Alter the first row of a table."""
+    """Alter the first row of a table, or remove it."""
 
     def do(connection: Connection) -> None:
-        keys = list(table.primary_key.columns)
+        keys = list(table.primary_key.columns) or [table.c.id]
         first = connection.execute(sa.select(*keys).order_by(*keys).limit(1)).one()
         is_first = [column == value for column, value in zip(keys, first, strict=True)]
         statement = table.update().values(values) if values else table.delete()
@@ -67,20 +79,49 @@ def forge_consistently(connection: Connection) -> None:
     connection.execute(usage_events.update().where(event).values(client_ip="10.0.0.1"))
     row = connection.execute(sa.select(usage_events).where(event)).one()
     digest = content_sha256(row._mapping)
-    connection.execute(usage_events.update().where(event).values(content_sha256=digest))
+    connection.execute(event_ids.update().where(event_ids.c.id == "000-000").values(content_sha256=digest))
+
+
+def forge_with_its_batch(connection: Connection) -> None:
+    """Alter an event, its digest and the root of its batch to match."""
+    forge_consistently(connection)
+    leaves = connection.scalars(
+        sa.select(event_ids.c.content_sha256).where(event_ids.c.batch_id == 1).order_by(event_ids.c.id)
+    )
+    root = merkle_root(leaves)
+    connection.execute(event_batches.update().where(event_batches.c.id == 1).values(events_root=root))
+
+
+def put_in(connection: Connection) -> None:
+    """Copy an event under another id."""
+    row = connection.execute(sa.select(usage_events).where(usage_events.c.id == "000-000")).mappings().one()
+    connection.execute(usage_events.insert().values(dict(row) | {"id": "forged", "prompt_tokens": 0}))
 
 
 ALTERED: list[tuple[Callable[[Connection], None], str]] = [
-    (alter(usage_events, prompt_tokens=1), "user user-"),
+    (alter(usage_events, prompt_tokens=1), "event 000-000"),
     (alter(usage_events, client_ip="10.0.0.1"), "event 000-000"),
     (alter(usage_events, time=AFTER), "event 000-000"),
-    (alter(usage_events), "user user-"),
-    (forge_consistently, "2026-11-21: events_root"),
+    (alter(usage_events, batch_id=77), "event 000-000"),
+    (alter(usage_events, context_band=32_769), "user user-0"),
+    (alter(usage_events), "event 000-000 is missing"),
+    (put_in, "event forged"),
+    (forge_consistently, "batch 1 of 2026-11-21"),
+    (forge_with_its_batch, "2026-11-21: events_root"),
+    (alter(event_ids, content_sha256=b"0"), "event 000-000"),
+    (alter(event_ids), "event 000-000"),
+    (alter(event_batches, requests=19), "batch 1"),
+    (alter(event_batches, bill_day=DAY + timedelta(days=1)), "2026-11-2[12]"),
+    (alter(event_batches, segment="other.jsonl"), "2026-11-21: events_root"),
+    (alter(event_batches, dropped_at=AFTER), "dropped for 2026-11-21"),
+    (alter(event_batches), "event 000-000"),
     (alter(usage_hours, prompt_tokens=1), "user user-"),
     (alter(bill_lines, amount_minor=1), "user user-"),
     (alter(bill_lines), "user user-"),
+    (alter(bill_totals, amount_minor=1), "2026-11, user user-0"),
+    (alter(bill_totals), "2026-11, user user-0"),
     (alter(bill_days, state="draft"), "2026-11-21 was sealed"),
-    (alter(prices, input="0.01"), "price version"),
+    (alter(prices, effective_from=DAY), "of prices is not what"),
     (alter(audit_records, body="{}"), "audit record 1"),
     (alter(audit_records, kind="close"), "audit record 1"),
     (alter(audit_records), "audit record 1 is missing"),
@@ -104,12 +145,14 @@ def test_a_request_is_walked_to_its_bill_with_a_proof_that_anyone_can_check(clos
     assert [line["direction"] for line in found.lines] == ["input", "output"]
     assert {line["day"] for line in found.lines} == {DAY}
     assert found.sealed_by is not None
-    assert found.index == 7
-    told = seals[found.sealed_by]
-    leaf = leaf_hash(f"000-007 {found.event['content_sha256']}".encode())
-    root = root_from_path(leaf, 7, told["events"], [bytes.fromhex(step) for step in found.path])
-    assert root is not None
-    assert root.hex() == told["events_root"]
+    assert found.event_index == 7
+    leaf, root = content_sha256(found.event), found.batch["events_root"]
+    assert root_from_path(leaf, 7, 20, [bytes.fromhex(step) for step in found.event_path]) == root
+    assert found.batch_index == 0
+    path = [bytes.fromhex(step) for step in found.batch_path]
+    sealed = root_from_path(batch_leaf(found.batch), 0, seals[found.sealed_by]["batches"], path)
+    assert sealed is not None
+    assert sealed.hex() == seals[found.sealed_by]["events_root"]
 
 
 def test_a_late_request_is_found_on_the_bill_that_corrects_its_day(closed: Engine) -> None:
@@ -122,7 +165,7 @@ def test_a_late_request_is_found_on_the_bill_that_corrects_its_day(closed: Engin
 def test_a_request_that_waits_for_its_bill_says_so(closed: Engine) -> None:
     with reading(closed) as connection:
         found = trace(connection, OPEN.id)
-    assert (found.event["bill_day"], found.lines, found.sealed_by) == (None, [], None)
+    assert (found.batch["bill_day"], found.lines, found.sealed_by) == (None, [], None)
 
 
 def test_an_unknown_request_is_refused(closed: Engine) -> None:

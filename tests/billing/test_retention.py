@@ -1,0 +1,111 @@
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from billing.aggregates import rebuild_day
+from billing.audit import trace, verify
+from billing.bills import close_day
+from billing.errors import BillingError
+from billing.events import EventReader
+from billing.ingest import ingest
+from billing.ledger import reading, writing
+from billing.price_book import sync_prices
+from billing.retention import Dropped, drop_events
+from billing.store import retry_set_aside
+from billing.tables import bill_lines, set_aside, usage_events, usage_hours
+from billing.tariff import Tariff
+from tests.billing.factories import AFTER, DAY, NOON, ZONE, a_price, an_event, write_segment
+
+TOMORROW = DAY + timedelta(days=1)
+KEPT = an_event()
+OPEN = an_event(time=NOON + timedelta(days=1))
+
+
+def close(ledger: Engine, days: int) -> None:
+    with writing(ledger) as connection:
+        tariff = sync_prices(connection, Tariff((a_price(),)))
+        now = AFTER + timedelta(days=days)
+        close_day(connection, DAY + timedelta(days=days), tariff, ZONE, now=now)
+
+
+@pytest.fixture
+def closed(ledger: Engine, tmp_path: Path) -> Engine:
+    """A closed day of two events, and an open one of one."""
+    write_segment(tmp_path, [KEPT, an_event(), OPEN])
+    ingest(ledger, tmp_path, ZONE)
+    close(ledger, 0)
+    return ledger
+
+
+def events(ledger: Engine) -> list[str]:
+    with reading(ledger) as connection:
+        return list(connection.scalars(sa.select(usage_events.c.id)))
+
+
+def test_only_events_of_closed_bills_are_dropped_and_the_audit_goes_on(closed: Engine) -> None:
+    assert list(drop_events(closed, DAY + timedelta(days=9))) == [Dropped(DAY, 2)]
+    assert events(closed) == [OPEN.id]
+    with reading(closed) as connection:
+        assert verify(connection).days == 1
+        assert connection.scalar(sa.select(sa.func.sum(usage_hours.c.requests))) == 3
+    assert list(drop_events(closed, DAY + timedelta(days=9))) == []
+
+
+def test_days_from_the_given_one_on_are_kept(closed: Engine) -> None:
+    assert list(drop_events(closed, DAY)) == []
+    assert len(events(closed)) == 3
+
+
+def test_a_dropped_event_is_never_billed_again(closed: Engine, tmp_path: Path) -> None:
+    list(drop_events(closed, TOMORROW))
+    write_segment(tmp_path, [KEPT], name="again.jsonl")
+    result = ingest(closed, tmp_path, ZONE)
+    assert (result.stored, result.duplicates) == (0, 1)
+
+
+def test_an_event_that_comes_late_for_a_dropped_day_is_billed_and_can_be_dropped_too(
+    closed: Engine, tmp_path: Path
+) -> None:
+    list(drop_events(closed, TOMORROW))
+    write_segment(tmp_path, [an_event()], name="late.jsonl")
+    assert ingest(closed, tmp_path, ZONE).stored == 1
+    assert list(drop_events(closed, TOMORROW)) == []  # it is on no bill yet
+    close(closed, 1)
+    with reading(closed) as connection:
+        late = (bill_lines.c.day == TOMORROW, bill_lines.c.usage_day == DAY)
+        assert connection.scalar(sa.select(sa.func.sum(bill_lines.c.quantity_tokens)).where(*late)) == 120
+        verify(connection)
+    assert list(drop_events(closed, TOMORROW)) == [Dropped(DAY, 1)]
+    with reading(closed) as connection:
+        verify(connection)
+
+
+def test_a_day_that_was_altered_is_not_dropped(closed: Engine) -> None:
+    with writing(closed) as connection:
+        connection.execute(usage_events.update().where(usage_events.c.id == KEPT.id).values(status=500))
+    with pytest.raises(BillingError, match=KEPT.id):
+        list(drop_events(closed, TOMORROW))
+    assert len(events(closed)) == 3
+
+
+def test_what_needs_the_rows_says_that_they_were_dropped(closed: Engine) -> None:
+    list(drop_events(closed, TOMORROW))
+    with writing(closed) as connection, pytest.raises(BillingError) as refused:
+        trace(connection, KEPT.id)
+    assert refused.value.code == "event_dropped"
+    with writing(closed) as connection, pytest.raises(BillingError) as refused:
+        rebuild_day(connection, DAY)
+    assert refused.value.code == "events_dropped"
+
+
+def test_a_line_that_was_set_aside_is_stored_once_it_can_be(ledger: Engine, tmp_path: Path) -> None:
+    write_segment(tmp_path, [an_event(time=NOON + timedelta(days=400)), b"{"])
+    assert ingest(ledger, tmp_path, ZONE).set_aside == {"future_time": 1, "not_json": 1}
+    again = retry_set_aside(ledger, EventReader(ZONE), now=AFTER + timedelta(days=401))
+    assert (again.stored, again.set_aside) == (1, {})
+    assert retry_set_aside(ledger, EventReader(ZONE)).read == 0
+    with reading(ledger) as connection:
+        assert list(connection.scalars(sa.select(set_aside.c.code))) == ["not_json"]
