@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
@@ -33,6 +34,11 @@ VOLUME = a_price(
     input=(Tier(60_000, Decimal("0.13")), Tier(200_000, Decimal("0.11")), Tier(None, Decimal("0.07"))),
 )
 _TERMS = ("direction", "price_id", "tier", "discount_percent")
+
+
+@lru_cache
+def _terms(price: Price, direction: str, discount: str) -> tuple[Terms, str]:
+    return Terms(price, direction, Decimal(discount)), price.id
 
 
 @dataclass
@@ -83,12 +89,12 @@ class Bills:
             nothing = {"unit_price": None, "per_tokens": None, "currency": None}
             self._put({**key, "price_id": UNRATED, "tier": 0, "discount_percent": "0"}, nothing, tokens, None)
             return
-        terms = Terms(price, direction, Decimal(discount))
+        terms, price_id = _terms(price, direction, discount)
         month = (usage_day.replace(day=1), key["user_id"], key["project"], key["department"])
-        running = (*month, direction, price.id, discount)
+        running = (*month, direction, price_id, discount)
         for charge in terms.charges(self._months[running], tokens):
             self._put(
-                {**key, "price_id": price.id, "tier": charge.tier, "discount_percent": discount},
+                {**key, "price_id": price_id, "tier": charge.tier, "discount_percent": discount},
                 {
                     "unit_price": terms.unit_prices[charge.tier],
                     "per_tokens": price.per_tokens,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import date, datetime
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -132,7 +133,13 @@ def test_long_names_wrap(sqlite_ledger: Engine) -> None:
     with writing(sqlite_ledger) as connection:
         bills = Bills(connection)
         bills.close(date(2026, 11, 3))
-        names = {"user_id": name, "project": name, "department": name, "model": name, "model_version": name}
+        names: dict[str, Any] = {
+            "user_id": name,
+            "project": name,
+            "department": name,
+            "model": name,
+            "model_version": name,
+        }
         bills.add(date(2026, 11, 3), 10**12, **names)
         bills.write()
         text = as_text(told(connection, Selection(department=name)))

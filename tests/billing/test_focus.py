@@ -1,0 +1,395 @@
+"""FOCUS exports against the specification: version 1.2, its text and its requirements model 1.2.0.1."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import tracemalloc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta, timezone
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pytest
+import sqlalchemy as sa
+from click.testing import CliRunner
+from sqlalchemy.engine import Connection, Engine
+
+from billing import exports
+from billing.errors import BillingError
+from billing.exports import Exported, Period
+from billing.focus import COLUMNS
+from billing.focus_files import export_focus, rows_writer
+from billing.ledger import open_ledger, reading, writing
+from billing.money import to_decimal
+from billing.tables import bill_lines
+from tallybook.cli import main
+from tests.billing.conftest import TIME_ZONE
+from tests.billing.factories import ZONE, a_price
+from tests.billing.generated_month import FLAT, Bills, billed_minor, month_of_bills
+
+Row = dict[str, Any]
+_MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z")
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")  # of what NumericFormat allows, what is written here
+
+
+def no_condition(row: Row) -> bool:
+    return True
+
+
+def is_usage(row: Row) -> bool:
+    return bool(row["ChargeCategory"] == "Usage")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the specification says of a column.
+
+    `required` says on which rows it must not be null; on others it may be, unless `forbidden` there.
+    """
+
+    kind: str
+    required: Callable[[Row], bool] = no_condition
+    forbidden: Callable[[Row], bool] = lambda row: False
+    allowed: frozenset[str] | None = None
+    least: Decimal | None = None
+
+
+def usage_only(kind: str, **more: Any) -> Rule:
+    """Not null on Usage; null or not on what is neither Usage nor Purchase, when it is no Correction."""
+    return Rule(kind, required=lambda row: is_usage(row) and row["ChargeClass"] is None, **more)
+
+
+# Allowed values: of ChargeCategory, ChargeFrequency, PricingCategory, and of ServiceSubcategory in the
+# ServiceCategory "AI and Machine Learning".
+_CATEGORIES = frozenset({"Usage", "Purchase", "Tax", "Credit", "Adjustment"})
+_FREQUENCIES = frozenset({"One-Time", "Recurring", "Usage-Based"})
+_PRICINGS = frozenset({"Standard", "Dynamic", "Committed", "Other"})
+_AI = frozenset(
+    {"AI Platforms", "Bots", "Generative AI", "Machine Learning", "Natural Language Processing",
+     "Other (AI and Machine Learning)"}
+)  # fmt: skip
+
+RULES = {
+    # Mandatory columns.
+    "BilledCost": Rule("decimal"),
+    "BillingAccountId": Rule("text"),
+    "BillingAccountName": Rule("text", required=lambda row: False),
+    "BillingCurrency": Rule("text", allowed=frozenset({"CNY"})),  # ISO 4217
+    "BillingPeriodEnd": Rule("time"),
+    "BillingPeriodStart": Rule("time"),
+    "ChargeCategory": Rule("text", allowed=_CATEGORIES),
+    "ChargeClass": Rule("text", required=lambda row: False, allowed=frozenset({"Correction"})),
+    "ChargeDescription": Rule("text"),
+    "ChargePeriodEnd": Rule("time"),
+    "ChargePeriodStart": Rule("time"),
+    "ContractedCost": Rule("decimal"),
+    "EffectiveCost": Rule("decimal"),
+    "InvoiceIssuerName": Rule("text"),
+    "ListCost": Rule("decimal"),
+    "PricingQuantity": usage_only("decimal"),
+    "PricingUnit": Rule(
+        "text",
+        required=lambda row: row["PricingQuantity"] is not None,
+        forbidden=lambda row: row["PricingQuantity"] is None,
+    ),
+    "ProviderName": Rule("text"),
+    "PublisherName": Rule("text"),
+    "ServiceCategory": Rule("text", allowed=frozenset({"AI and Machine Learning"})),
+    "ServiceName": Rule("text"),
+    # Recommended columns.
+    "ChargeFrequency": Rule("text", allowed=_FREQUENCIES),
+    "InvoiceId": Rule("text"),  # every row is on a department's statement
+    "ServiceSubcategory": Rule("text", allowed=_AI),
+    # Conditional columns, whose condition holds.
+    "ConsumedQuantity": usage_only("decimal", forbidden=lambda row: not is_usage(row)),
+    "ConsumedUnit": Rule(
+        "text",
+        required=lambda row: row["ConsumedQuantity"] is not None,
+        forbidden=lambda row: row["ConsumedQuantity"] is None,
+    ),
+    "ContractedUnitPrice": usage_only("decimal", least=Decimal(0)),
+    "ListUnitPrice": usage_only("decimal", least=Decimal(0)),
+    "PricingCategory": usage_only("text", allowed=_PRICINGS),
+    "ResourceId": Rule("text"),
+    "ResourceName": Rule("text"),
+    "ResourceType": Rule("text"),
+    "SkuId": usage_only("text"),
+    "SkuMeter": Rule("text"),
+    "SkuPriceDetails": Rule("json", required=lambda row: False),
+    "SkuPriceId": usage_only("text"),
+    "SubAccountId": Rule("text"),
+    "SubAccountName": Rule("text"),
+    "Tags": Rule("json", required=lambda row: False),
+}
+
+
+_TYPES: dict[str, Any] = {"decimal": Decimal, "time": datetime}
+
+
+def check(rows: list[Row]) -> None:
+    """Every rule of the specification that concerns these columns, on every row."""
+    assert rows
+    for row in rows:
+        for column, rule in RULES.items():
+            value = row[column]
+            if value is None:
+                assert not rule.required(row), (column, row)
+                continue
+            assert not rule.forbidden(row), (column, row)
+            assert isinstance(value, _TYPES.get(rule.kind, str)), column
+            assert value != ""
+            assert rule.allowed is None or value in rule.allowed, (column, value)
+            assert rule.least is None or value >= rule.least, (column, value)
+            if rule.kind == "json":  # KeyValueFormat: an object, whose values are no objects or arrays
+                assert all(isinstance(v, str) for v in json.loads(value).values())
+        if row["PricingQuantity"] is not None:
+            assert row["ListUnitPrice"] * row["PricingQuantity"] == row["ListCost"], row
+            assert row["ContractedUnitPrice"] * row["PricingQuantity"] == row["ContractedCost"], row
+        else:  # a charge unrelated to others
+            assert row["ListCost"] == row["ContractedCost"] == row["BilledCost"]
+        assert row["EffectiveCost"] == row["BilledCost"]
+        assert row["ChargePeriodStart"] < row["ChargePeriodEnd"] <= row["BillingPeriodEnd"]
+        earlier = row["ChargePeriodStart"] < row["BillingPeriodStart"]
+        assert (row["ChargeClass"] == "Correction") == earlier, row
+        assert row["SkuPriceDetails"] is None or row["SkuPriceId"] is not None
+    for child, parent in (("SkuPriceId", "SkuId"), ("InvoiceId", "BillingAccountId")):
+        pairs = {(row[child], row[parent]) for row in rows}
+        assert len(pairs) == len({first for first, _ in pairs}), f"{child} has one {parent}"
+
+
+def exported(connection: Connection, file: Path, days: Period) -> tuple[Exported, list[Row]]:
+    """Write a file and read it back, null as None, numbers and moments as such."""
+    with file.open("wb") as out:
+        found = export_focus(connection, days, ZONE, "Example Ltd", rows_writer(file), out)
+    return found, list(read(file))
+
+
+def read(file: Path) -> Iterator[Row]:
+    if file.suffix == ".parquet":
+        yield from pq.read_table(file).to_pylist()
+        return
+    with file.open(encoding="utf-8", newline="") as lines:
+        for cells in csv.DictReader(lines):
+            row: Row = {}
+            for column, kind in COLUMNS.items():
+                text = cells[column]
+                row[column] = text or None
+                if text and kind == "decimal":
+                    assert _NUMBER.fullmatch(text), (column, text)
+                    row[column] = Decimal(text)
+                elif text and kind == "time":
+                    assert _MOMENT.fullmatch(text), (column, text)
+                    row[column] = datetime.fromisoformat(text.replace("Z", "+00:00"))
+            yield row
+
+
+ALL = Period(date(2026, 11, 1), date(2026, 12, 31))
+
+
+@pytest.fixture
+def november(ledger: Engine) -> Iterator[Connection]:
+    with writing(ledger) as connection:
+        month_of_bills(connection)
+    with reading(ledger) as connection:
+        yield connection
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_every_row_keeps_every_rule_and_their_costs_sum_to_the_lines(
+    november: Connection, tmp_path: Path, ending: str
+) -> None:
+    found, rows = exported(november, tmp_path / f"focus.{ending}", ALL)
+    check(rows)
+    assert sum(row["BilledCost"] for row in rows) == to_decimal(billed_minor(november), "CNY")
+    rated = bill_lines.c.price_id != ""
+    tokens = november.scalar(sa.select(sa.func.sum(bill_lines.c.quantity_tokens)).where(rated))
+    assert sum(row["ConsumedQuantity"] for row in rows) == tokens
+    count = sa.select(sa.func.count()).select_from(bill_lines)
+    assert found.lines == len(rows) == november.scalar(count.where(rated))
+    assert found.unrated_lines == november.scalar(count.where(~rated))
+    assert {row["ChargeClass"] for row in rows} == {None, "Correction"}
+    assert {row["ProviderName"] for row in rows} == {"Example Ltd"}
+
+
+def test_both_formats_say_the_same(november: Connection, tmp_path: Path) -> None:
+    _, text = exported(november, tmp_path / "focus.csv", ALL)
+    _, binary = exported(november, tmp_path / "focus.parquet", ALL)
+    assert text == binary
+
+
+def test_mandatory_columns_are_all_there_and_ours_come_after_them() -> None:
+    names = list(COLUMNS)
+    ours = [name for name in names if name.startswith("x_")]
+    assert set(RULES) == set(names) - set(ours)
+    assert names[-len(ours) :] == ours
+    for name in names:  # ColumnHandling: Pascal case, letters and digits, 50 of them
+        assert re.fullmatch(r"(x_)?([A-Z][a-z0-9]*)+", name), name
+        assert len(name) <= 50
+
+
+def test_a_line_is_told_in_full(sqlite_ledger: Engine, tmp_path: Path) -> None:
+    price = a_price(per_tokens=1_000_000, input=Decimal("1.25"))
+    with writing(sqlite_ledger) as connection:
+        bills = Bills(connection)
+        bills.close(date(2026, 11, 2), date(2026, 11, 3))
+        bills.add(
+            date(2026, 11, 3), 40_000, price, usage_day=date(2026, 11, 1), discount="20", model_label="canary"
+        )
+        bills.write()
+        _, [row] = exported(connection, tmp_path / "focus.csv", ALL)
+    month = (datetime(2026, 10, 31, 16, tzinfo=timezone.utc), datetime(2026, 11, 30, 16, tzinfo=timezone.utc))
+    assert (row["BillingPeriodStart"], row["BillingPeriodEnd"]) == month
+    assert row["ChargePeriodStart"] == month[0]
+    assert row["ChargePeriodEnd"] == month[0] + timedelta(days=1)
+    assert row["ChargeClass"] is None  # it corrects a day of the same billing period
+    assert (row["PricingQuantity"], row["PricingUnit"]) == (Decimal("0.04"), "1000000 Tokens")
+    assert (row["ListUnitPrice"], row["ContractedUnitPrice"]) == (Decimal("1.25"), Decimal(1))
+    assert (row["ListCost"], row["ContractedCost"]) == (Decimal("0.05"), Decimal("0.04"))
+    assert row["BilledCost"] == Decimal("0.04")
+    assert (row["BillingAccountId"], row["SubAccountId"]) == ("retail", "search")
+    assert row["InvoiceId"] == "2026-11/retail"
+    assert json.loads(row["Tags"]) == {"tallybook:user": "user-a", "tallybook:label": "canary"}
+    assert row["ChargeDescription"] == (
+        "Input Tokens of review-sentiment 1 on 2026-11-01: 40000 at 1.25 CNY per 1000000, less 20%"
+    )
+
+
+def test_a_minimum_is_an_adjustment_without_a_quantity(sqlite_ledger: Engine, tmp_path: Path) -> None:
+    with writing(sqlite_ledger) as connection:
+        bills = Bills(connection)
+        bills.close(date(2026, 11, 3))
+        bills.minimum(date(2026, 11, 3), 12, 34)
+        bills.write()
+        _, rows = exported(connection, tmp_path / "focus.parquet", ALL)
+    check(rows)
+    [row] = [row for row in rows if row["ChargeCategory"] == "Adjustment"]
+    assert row["BilledCost"] == Decimal("0.34")
+    assert row["x_RequestQuantity"] == 12
+
+
+def test_only_closed_bills_of_the_period_are_exported(sqlite_ledger: Engine, tmp_path: Path) -> None:
+    with writing(sqlite_ledger) as connection:
+        bills = Bills(connection)
+        days = [date(2026, 10, n) for n in (1, 2, 3, 4)]
+        bills.close(*days[:3])
+        bills.close(days[3], state="draft")
+        for day in days:
+            bills.add(day, 1_000)
+        bills.write()
+        found, rows = exported(connection, tmp_path / "focus.csv", Period(days[1], days[3]))
+    assert [row["x_BillDay"] for row in rows] == ["2026-10-02", "2026-10-03"]
+    assert found.open_days == (days[3],)
+
+
+HOSTILE = ["=1+1", "@cmd", "-2", "+3", 'a"b', "a\nb,c", "\t=1", "'", "检索", "\\", "x" * 128]
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_hostile_names_stay_names(sqlite_ledger: Engine, tmp_path: Path, ending: str) -> None:
+    with writing(sqlite_ledger) as connection:
+        bills = Bills(connection)
+        bills.close(date(2026, 11, 3))
+        for name in HOSTILE:
+            subject: dict[str, Any] = {
+                "user_id": name,
+                "project": name,
+                "department": name,
+                "model_version": name,
+            }
+            bills.add(date(2026, 11, 3), 1_000, a_price(model=name), **subject)
+        bills.write()
+        _, rows = exported(connection, tmp_path / f"focus.{ending}", ALL)
+    by_tag = {json.loads(row["Tags"])["tallybook:user"]: row for row in rows}
+    assert set(by_tag) == set(HOSTILE)
+    if ending == "parquet":
+        assert [row["SubAccountId"] for row in by_tag.values()] == list(by_tag)
+    else:
+        texts = [v for row in rows for k, v in row.items() if COLUMNS[k] == "text" and v]
+        assert not [text for text in texts if text.startswith(("=", "+", "-", "@", "\t"))]
+        assert by_tag["=1+1"]["SubAccountId"] == "'=1+1"
+        assert by_tag["a\nb,c"]["SubAccountId"] == "a\nb,c"
+
+
+def test_numbers_are_refused_before_they_are_rounded(sqlite_ledger: Engine, tmp_path: Path) -> None:
+    with writing(sqlite_ledger) as connection:
+        bills = Bills(connection)
+        bills.close(date(2026, 11, 3), date(2026, 11, 4))
+        bills.add(
+            date(2026, 11, 3),
+            1,
+            a_price(per_tokens=1_000_000, input=Decimal("0.123456789012")),
+            discount="0.125",
+        )
+        bills.add(date(2026, 11, 4), 1_000, a_price(per_tokens=3))
+        bills.write()
+        first, second = (Period(day, day) for day in (date(2026, 11, 3), date(2026, 11, 4)))
+        _, [row] = exported(connection, tmp_path / "focus.csv", first)
+        assert row["ContractedUnitPrice"] == Decimal("0.123456789012") * Decimal("0.99875")
+        for file, days in (("focus.parquet", first), ("focus.csv", second)):
+            with pytest.raises(BillingError) as told:
+                exported(connection, tmp_path / file, days)
+            assert told.value.code == "inexact_decimal"
+
+
+def test_memory_does_not_grow_with_the_period(sqlite_ledger: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exports, "_BATCH_ROWS", 50)
+    with writing(sqlite_ledger) as connection:
+        bills = Bills(connection)
+        bills.close(date(2026, 11, 3), date(2026, 11, 4))
+        for user in range(100):
+            bills.add(date(2026, 11, 3), 1_000, user_id=f"user-{user}")
+        for user in range(1_000):
+            bills.add(date(2026, 11, 4), 1_000, user_id=f"user-{user}")
+        bills.write()
+    peaks = []
+    for day in (date(2026, 11, 3), date(2026, 11, 4)):
+        with reading(sqlite_ledger) as connection, Path("/dev/null").open("wb") as out:
+            tracemalloc.start()
+            export_focus(connection, Period(day, day), ZONE, "Example Ltd", rows_writer(Path("x.csv")), out)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+            tracemalloc.stop()
+    assert peaks[1] < 2 * peaks[0]
+
+
+def run(*arguments: str, url: str) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["export", *arguments], env={"TALLYBOOK_LEDGER_URL": url})
+    return result.exit_code, result.output
+
+
+def test_the_command_line_writes_a_file_or_says_why_not(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    ledger = open_ledger(url, TIME_ZONE)
+    with writing(ledger) as connection:
+        bills = Bills(connection)
+        bills.close(date(2020, 1, 5))
+        bills.add(date(2020, 1, 5), 5_000, FLAT)
+        bills.add(date(2020, 1, 5), 5_000, None)
+        bills.write()
+    ledger.dispose()
+    file = tmp_path / "new" / "focus.csv"
+    days = ("--from", "2020-01-01", "--to", "2020-01-31")
+    status, output = run("focus", *days, "--out", str(file), url=url)
+    assert status == 0, output
+    assert "1 lines" in output
+    assert "1 unrated lines" in output
+    assert sum(row["BilledCost"] for row in read(file)) == 4
+
+    before = file.read_bytes()
+    (tmp_path / "file").touch()
+    for arguments, code in [
+        ((*days, "--out", str(tmp_path / "focus.xlsx")), "export_format_unknown"),
+        ((*days, "--out", str(tmp_path / "file" / "focus.csv")), "export_unwritable"),
+        (("--from", "2019-01-01", "--to", "2019-01-31", "--out", str(file)), "no_bills"),
+        (("--from", "2020-02-01", "--to", "2020-01-01", "--out", str(file)), "period_reversed"),
+        (("--from", "2999-01-01", "--to", "2999-01-31", "--out", str(file)), "period_in_future"),
+    ]:
+        status, output = run("focus", *arguments, url=url)
+        assert status == 1
+        assert code in output
+    assert file.read_bytes() == before
+    assert list(file.parent.iterdir()) == [file]
