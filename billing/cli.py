@@ -4,36 +4,20 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 
 import click
-from pydantic import ValidationError
 
 from billing import counters, daily
-from billing.errors import BillingError
+from billing.cli_errors import told_errors
 from billing.ledger import open_ledger, reading
 from billing.money import format_amount
 from billing.reconciliation import reconcile_day
 from billing.reconciliation_text import render
-from billing.recount import recount
 from billing.settings import BillingSettings
 
 _DAY = click.argument("day", type=click.DateTime(["%Y-%m-%d"]), metavar="YYYY-MM-DD")
 _USER = click.option("--user", help="Only this user's part.")
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Tell an error in one line with its code, and leave with status 1."""
-    try:
-        yield
-    except BillingError as error:
-        raise click.ClickException(f"{error.code}: {error}") from error
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise click.ClickException(f"settings_invalid: {wrong}") from error
 
 
 @click.command()
@@ -42,7 +26,7 @@ def _told() -> Iterator[None]:
 )
 def ingest(follow: bool) -> None:
     """Store the usage events of the journal, and of Kafka if there is one, in the ledger, each once."""
-    with _told():
+    with told_errors():
         settings = BillingSettings()
         result = daily.follow_kafka(settings, _stopped()) if follow else daily.ingest(settings)
     click.echo(f"{result.stored:,} events stored, {result.duplicates:,} were there already.")
@@ -62,7 +46,7 @@ def _stopped() -> threading.Event:
 @_DAY
 def rate(day: datetime) -> None:
     """Draft the bills of a day at the prices of the price list."""
-    with _told():
+    with told_errors():
         lines = daily.rate(BillingSettings(), day.date())
     click.echo(f"{day.date()}: {lines:,} lines.")
 
@@ -72,7 +56,7 @@ def rate(day: datetime) -> None:
 @click.option("--early", is_flag=True, help="Close it though it is not over; the rest becomes corrections.")
 def close(day: datetime, early: bool) -> None:
     """Close a day's bills for ever, if events, aggregates and lines agree."""
-    with _told():
+    with told_errors():
         closing = daily.close(BillingSettings(), day.date(), early=early)
     proof = closing.proof
     done = "closed" if closing.newly_closed else "was closed already"
@@ -92,7 +76,7 @@ def close(day: datetime, early: bool) -> None:
 @_USER
 def report(day: datetime, user: str | None) -> None:
     """Draw a day's charts and write its bill as CSV."""
-    with _told():
+    with told_errors():
         folder = daily.report(BillingSettings(), day.date(), user)
     click.echo(f"{folder}")
 
@@ -102,76 +86,9 @@ def report(day: datetime, user: str | None) -> None:
 @_USER
 def mail(day: datetime, user: str | None) -> None:
     """Mail a closed day's bill, or write it to the outbox; a bill that was mailed is not mailed again."""
-    with _told():
+    with told_errors():
         for line in daily.mail(BillingSettings(), day.date(), user):
             click.echo(line)
-
-
-@click.group()
-def audit() -> None:
-    """Prove closed bills, and walk a request to its bill."""
-
-
-@audit.command()
-def verify() -> None:
-    """Recompute every closed bill and compare it with what was sealed; names the first difference."""
-    with _told():
-        found = daily.verify(BillingSettings())
-    click.echo(
-        f"Verified {found.days:,} closed days of {found.events:,} events against {found.records:,} audit "
-        f"records.\nChain head: {found.head} (keep it elsewhere: it vouches for all of them)"
-    )
-
-
-@audit.command()
-@click.argument("request_id")
-def show(request_id: str) -> None:
-    """Walk a request to its event, its lines and the seal of its bill."""
-    with _told():
-        found = daily.trace(BillingSettings(), request_id)
-    click.echo("Event")
-    for name, value in found.event.items():
-        if value is not None:
-            click.echo(f"  {name:<28} {value}")
-    click.echo("Lines")
-    for line in found.lines:
-        told = (
-            "unrated"
-            if line["amount_minor"] is None
-            else format_amount(line["amount_minor"], line["currency"])
-        )
-        click.echo(
-            f"  bill of {line['day']}, usage of {line['usage_day']}: {line['direction']:<12} "
-            f"{line['quantity_tokens']:>12,} tokens  {told}  price {line['price_id'] or 'none'}"
-        )
-    if found.sealed_by is None:
-        click.echo("Its bill is not closed yet.")
-    else:
-        click.echo(f"Sealed by audit record {found.sealed_by}, event {found.index}; path to its root:")
-        for step in found.path:
-            click.echo(f"  {step}")
-
-
-@audit.command("recount")
-@_DAY
-def recount_command(day: datetime) -> None:
-    """Count a day's captured texts again; status 1 when an event was metered otherwise."""
-    with _told():
-        settings = BillingSettings()
-        with reading(open_ledger(settings.ledger_url, settings.time_zone)) as connection:
-            found = recount(connection, day.date(), settings.models_dir)
-    click.echo(
-        f"{found.day}: {found.events:,} events; {found.recounted:,} recounted, "
-        f"{found.not_captured:,} without their whole text."
-    )
-    for fingerprint, events in found.unknown_tokenizers.items():
-        click.echo(f"No model in {settings.models_dir} has the tokenizer {fingerprint}: {events:,} events.")
-    for event_id, metered, recounted in found.differences:
-        click.echo(f"{event_id}: metered {metered:,} prompt tokens, recounted {recounted:,}.")
-    if found.differences:
-        raise click.ClickException(
-            f"recount_differs: {len(found.differences):,} events were metered otherwise"
-        )
 
 
 @click.group()
@@ -182,7 +99,7 @@ def reconcile() -> None:
 @reconcile.command("sample")
 def sample_counters() -> None:
     """Look at every model server's counters once; every few minutes, so that the hours can be told apart."""
-    with _told():
+    with told_errors():
         settings = BillingSettings()
         ledger = open_ledger(settings.ledger_url, settings.time_zone)
         for seen in counters.sample(ledger, settings.model_counters):
@@ -193,7 +110,7 @@ def sample_counters() -> None:
 @_DAY
 def report_reconciliation(day: datetime) -> None:
     """Show each model's metered and served requests and tokens by hour, and the unmetered share."""
-    with _told():
+    with told_errors():
         settings = BillingSettings()
         with reading(open_ledger(settings.ledger_url, settings.time_zone)) as connection:
             found = reconcile_day(connection, day.date(), settings.zone)

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from billing.beancount import write_beancount
-from billing.cli import _told as told_errors
+from billing.cli_errors import told_errors
 from billing.exports import Exported, export_file, month_of, period, told_days
 from billing.focus_files import export_focus, rows_writer
 from billing.ledger import open_ledger, reading

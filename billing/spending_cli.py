@@ -15,7 +15,7 @@ from billing import wallets
 from billing.aggregates import roll_up
 from billing.budgets import read_budgets
 from billing.budgets_report import month_budgets, record_budgets, tell_budgets
-from billing.cli import _told as told_errors
+from billing.cli_errors import told_errors
 from billing.costs_file import read_costs
 from billing.costs_report import costs_report, days_of
 from billing.costs_text import tell_costs

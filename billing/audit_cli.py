@@ -1,0 +1,94 @@
+"""The audit on the command line: parse, call, print."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import click
+
+from billing import daily
+from billing.cli_errors import told_errors
+from billing.ledger import open_ledger, reading
+from billing.money import format_amount
+from billing.recount import recount
+from billing.settings import BillingSettings
+
+_DAY = click.argument("day", type=click.DateTime(["%Y-%m-%d"]), metavar="YYYY-MM-DD")
+
+
+@click.group()
+def audit() -> None:
+    """Prove closed bills, and walk a request to its bill."""
+
+
+@audit.command()
+def verify() -> None:
+    """Recompute every closed bill and compare it with what was sealed; names the first difference."""
+    with told_errors():
+        found = daily.verify(BillingSettings())
+    click.echo(
+        f"Verified {found.days:,} closed days and {found.events:,} events against {found.records:,} audit "
+        f"records.\nChain head: {found.head} (keep it elsewhere: it vouches for all of them)"
+    )
+
+
+@audit.command()
+@click.argument("request_id")
+def show(request_id: str) -> None:
+    """Walk a request to its event, its lines and the seal of its bill."""
+    with told_errors():
+        found = daily.trace(BillingSettings(), request_id)
+    click.echo("Event")
+    for name, value in found.event.items():
+        if value is not None:
+            click.echo(f"  {name:<28} {value.decode() if isinstance(value, bytes) else value}")
+    click.echo("Lines")
+    for line in found.lines:
+        unrated = line["amount_minor"] is None
+        told = "unrated" if unrated else format_amount(line["amount_minor"], line["currency"])
+        click.echo(
+            f"  bill of {line['day']}, usage of {line['usage_day']}: {line['direction']:<12} "
+            f"{line['quantity_tokens']:>12,} tokens  {told}  price {line['price_id'] or 'none'}"
+        )
+    batch = found.batch
+    click.echo(
+        f"Batch {batch['id']}: {batch['requests']:,} events of {batch['day']}, from {batch['segment']} at "
+        f"byte {batch['offset_bytes']:,}; root {batch['events_root'].hex()}"
+    )
+    _echo_path(f"Event {found.event_index} of its batch", found.event_path)
+    if found.batch_index is None:
+        click.echo("Its bill is not closed yet.")
+    else:
+        _echo_path(
+            f"Batch {found.batch_index} of the bill of {batch['bill_day']}, sealed by audit record "
+            f"{found.sealed_by}",
+            found.batch_path,
+        )
+
+
+def _echo_path(what: str, path: list[str]) -> None:
+    click.echo(f"{what}; {'path to the root:' if path else 'it is the root.'}")
+    for step in path:
+        click.echo(f"  {step}")
+
+
+@audit.command("recount")
+@_DAY
+def recount_command(day: datetime) -> None:
+    """Count a day's captured texts again; status 1 when an event was metered otherwise."""
+    with told_errors():
+        settings = BillingSettings()
+        with reading(open_ledger(settings.ledger_url, settings.time_zone)) as connection:
+            found = recount(connection, day.date(), settings.models_dir)
+    click.echo(
+        f"{found.day}: {found.events:,} events; {found.recounted:,} recounted, "
+        f"{found.not_captured:,} without their whole text."
+    )
+    for fingerprint, events in found.unknown_tokenizers.items():
+        click.echo(f"No model in {settings.models_dir} has the tokenizer {fingerprint}: {events:,} events.")
+    for event_id, metered, recounted in found.differences:
+        click.echo(f"{event_id}: metered {metered:,} prompt tokens, recounted {recounted:,}.")
+    if found.differences:
+        raise click.ClickException(
+            f"recount_differs: {len(found.differences):,} events were metered otherwise"
+        )

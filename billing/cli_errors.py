@@ -1,0 +1,23 @@
+"""How a command of billing tells an error: one line, a stable code, status 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+from pydantic import ValidationError
+
+from billing.errors import BillingError
+
+
+@contextmanager
+def told_errors() -> Iterator[None]:
+    """Tell an error in one line with its code, and leave with status 1."""
+    try:
+        yield
+    except BillingError as error:
+        raise click.ClickException(f"{error.code}: {error}") from error
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise click.ClickException(f"settings_invalid: {wrong}") from error

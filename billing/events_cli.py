@@ -1,0 +1,61 @@
+"""Stored events on the command line: what was set aside, and what is old enough to drop."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import click
+import sqlalchemy as sa
+
+from billing.cli_errors import told_errors
+from billing.events import EventReader
+from billing.ledger import open_ledger, reading
+from billing.retention import drop_events
+from billing.settings import BillingSettings
+from billing.store import retry_set_aside
+from billing.tables import set_aside as lines
+
+
+@click.group()
+def events() -> None:
+    """See and read again what was set aside; drop the rows of proven events."""
+
+
+@events.command("set-aside")
+def list_set_aside() -> None:
+    """List the lines that could not be stored, and why."""
+    with told_errors():
+        settings = BillingSettings()
+        with reading(open_ledger(settings.ledger_url, settings.time_zone)) as connection:
+            rows = connection.execute(sa.select(lines).order_by(lines.c.set_aside_at)).all()
+    for row in rows:
+        click.echo(
+            f"{row.set_aside_at:%Y-%m-%d %H:%M} {row.code:<22} {row.segment} at byte {row.offset_bytes:,}"
+        )
+        click.echo(f"  {row.message}")
+    click.echo(f"{len(rows):,} lines are set aside.")
+
+
+@events.command()
+def retry() -> None:
+    """Read again what was set aside, and store what can be stored now."""
+    with told_errors():
+        settings = BillingSettings()
+        ledger = open_ledger(settings.ledger_url, settings.time_zone)
+        result = retry_set_aside(ledger, EventReader(settings.zone))
+    click.echo(f"{result.stored:,} events stored, {result.duplicates:,} were there already.")
+
+
+@events.command()
+@click.option(
+    "--before",
+    type=click.DateTime(["%Y-%m-%d"]),
+    required=True,
+    help="Drop the events of closed days before this one; their ids, hashes, hours and bills stay.",
+)
+def drop(before: datetime) -> None:
+    """Drop the rows of events whose bills are closed, after proving each day once more."""
+    with told_errors():
+        settings = BillingSettings()
+        for dropped in drop_events(open_ledger(settings.ledger_url, settings.time_zone), before.date()):
+            click.echo(f"{dropped.day}: {dropped.events:,} events proven and dropped.")
