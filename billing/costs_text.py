@@ -82,8 +82,15 @@ def _models(models: dict[str, Recovery], places: int) -> Iterator[str]:
     yield from text_table(rows, _INDENT)
     for model, recovery in models.items():
         if recovery.sums.runs:
-            cost = _amount(recovery.sums.training_cost, places)
-            yield f"  Trainings of {model}: {recovery.sums.runs}, for {cost}"
+            yield f"  Trainings of {model}: {_trainings(recovery.sums, places)}"
+
+
+def _trainings(sums: Sums, places: int) -> str:
+    known = sums.runs - sums.unknown_runs
+    told = [f"{known} for {_amount(sums.training_cost, places)}"] if known else []
+    if sums.unknown_runs:
+        told.append(f"{sums.unknown_runs} of unknown cost")
+    return ", ".join(told)
 
 
 def _notes(sums: Sums, places: int) -> Iterator[str]:

@@ -86,7 +86,7 @@ def test_a_day_is_told_as_it_was(ledger: Engine, tmp_path: Path) -> None:
         "  1 of 2 trainings have no known cost in this currency: left out.",
         "                    tokens    cost  billed  margin   unit cost  break-even",
         "  review-sentiment   5,400  600.00  750.00  147.00  111.111111  111.666667",
-        "  Trainings of review-sentiment: 2, for 3.00",
+        "  Trainings of review-sentiment: 1 for 3.00, 1 of unknown cost",
         "",
         "Served or trained outside the pools of the costs file:",
         "        tokens     cost  billed   margin  unit cost  break-even",
