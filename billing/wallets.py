@@ -64,13 +64,12 @@ def charge_wallets(connection: Connection, day: date, now: datetime | None = Non
     below 0, of corrections, gives credit back. The seal of the bill vouches for the charges.
     """
     line = bill_lines.c
-    have_wallets = sa.select(wallet_entries.c.project).where(wallet_entries.c.kind == "topup").distinct()
-    projects = connection.scalars(have_wallets).all()
-    if not projects:
+    have_wallets = sa.select(wallet_entries.c.project)
+    if connection.scalar(have_wallets.limit(1)) is None:
         return 0  # without reading the bill, which may have a line for every user
     bills = (
         sa.select(line.project, sa.func.min(line.currency).label("currency"), _billed().label("billed"))
-        .where(line.day == day, line.amount_minor.is_not(None), line.project.in_(projects))
+        .where(line.day == day, line.amount_minor.is_not(None), line.project.in_(have_wallets))
         .group_by(line.project)
         .order_by(line.project)
     )
@@ -129,8 +128,8 @@ def prove_wallets(connection: Connection) -> None:
             closed.setdefault(body["day"], number)
     charges = {
         (bill.project, bill.day): (-bill.billed, bill.currency)
-        for bill in _closed_bills(connection, list(opened))
-        if opened[bill.project] < closed.get(bill.day.isoformat(), 0)
+        for bill in _closed_bills(connection)
+        if bill.project in opened and opened[bill.project] < closed.get(bill.day.isoformat(), 0)
     }
     for row in connection.execute(sa.select(wallet_entries).order_by(wallet_entries.c.id)):
         if row.kind == "charge":
@@ -188,15 +187,14 @@ def _billed() -> sa.ColumnElement[int]:
     return whole(sa.func.sum(bill_lines.c.amount_minor))
 
 
-def _closed_bills(
-    connection: Connection, projects: list[str]
-) -> Sequence[sa.Row[tuple[str, date, str, int]]]:
+def _closed_bills(connection: Connection) -> Sequence[sa.Row[tuple[str, date, str, int]]]:
     line = bill_lines.c
+    have_wallets = sa.select(wallet_entries.c.project)
     currency = sa.func.min(line.currency).label("currency")
     query = (
         sa.select(line.project, line.day, currency, _billed().label("billed"))
         .join_from(bill_lines, bill_days)
-        .where(bill_days.c.state == "closed", line.amount_minor.is_not(None), line.project.in_(projects))
+        .where(bill_days.c.state == "closed", line.amount_minor.is_not(None), line.project.in_(have_wallets))
         .group_by(line.project, line.day)
     )
     return connection.execute(query).all()
