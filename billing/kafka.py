@@ -28,7 +28,7 @@ from billing.settings import BillingSettings
 from billing.store import IngestResult, Poison, parse, prepare_days, put_aside, store
 from tallybook.segments import Line
 
-BATCH_MESSAGES = 5000
+BATCH_MESSAGES = 20_000  # of all partitions together; each is a transaction of its own
 _ANSWER_SECONDS = 10.0  # for a broker that is asked something
 _SILENT_SECONDS = 60.0  # without a message that must be there, draining gives up
 _POLL_SECONDS = 0.5

@@ -36,7 +36,7 @@ def render(found: Reconciliation, day: date, zone: tzinfo) -> Iterator[str]:
         yield ""
     yield from _NOTES
     if found.failed_samples:
-        yield f"{found.failed_samples} samples could not be had that day: a server did not answer."
+        yield f"Times that a server did not answer that day: {found.failed_samples:,}."
 
 
 def share(metered: int, served: Served) -> str:

@@ -10,24 +10,27 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import orjson
 import pytest
 import sqlalchemy as sa
-from confluent_kafka import Consumer, Producer
+from confluent_kafka import Consumer, Message, Producer
 from sqlalchemy.engine import Engine
 
 import billing.kafka
+from billing import daily
 from billing.errors import SourceError
 from billing.kafka import Topic, drain, follow
 from billing.ledger import open_ledger, reading, writing
+from billing.settings import BillingSettings
 from billing.store import IngestResult, parse
 from billing.tables import event_batches, journal_offsets, set_aside, usage_events, usage_hours
 from tallybook.usage import UsageEvent
 from tests.billing.conftest import TIME_ZONE
-from tests.billing.factories import ZONE, an_event
+from tests.billing.factories import ZONE, an_event, write_segment
 
 PARTITIONS = 4  # what the mock cluster gives a topic
 QUICK = {"session.timeout.ms": "3500", "heartbeat.interval.ms": "200"}  # above the mock's delay of 3 s
@@ -125,6 +128,9 @@ def test_a_reader_that_was_overtaken_stores_the_rest_and_moves_no_offset_back(
             first, end = super().get_watermark_offsets(*arguments, **more)
             return first, min(meanwhile, end)
 
+        def consume(self, *arguments: Any, **more: Any) -> list[Message]:
+            return [m for m in super().consume(*arguments, **more) if (m.offset() or 0) < meanwhile]
+
     topic = cluster.topic()
     events = [an_event() for _ in range(20)]
     cluster.send(topic, [*events, b"poison"], partition=0)
@@ -135,7 +141,6 @@ def test_a_reader_that_was_overtaken_stores_the_rest_and_moves_no_offset_back(
             others.append(IngestResult())
             with monkeypatch.context() as faster:
                 faster.setattr(billing.kafka, "Consumer", Faster)
-                faster.setattr(billing.kafka, "BATCH_MESSAGES", meanwhile)
                 others[0] = drain(ledger, topic, ZONE)
         return parse(lines, reader)
 
@@ -222,6 +227,25 @@ stop = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())
 billing.kafka.follow(open_ledger(url, zone), topic, ZoneInfo(zone), stop)
 """
+
+
+def test_ingest_reads_the_journal_and_kafka(tmp_path: Path, cluster: Cluster) -> None:
+    topic = cluster.topic()
+    cluster.send(topic, [an_event()])
+    write_segment(tmp_path / "journal", [an_event()])
+    places: dict[str, Any] = {
+        "ledger_url": f"sqlite:///{tmp_path / 'ledger.db'}",
+        "journal_dir": tmp_path / "journal",
+    }
+    kafka: dict[str, Any] = {
+        "kafka_brokers": topic.brokers,
+        "kafka_topic": topic.name,
+        "kafka_options": QUICK,
+    }
+    assert daily.ingest(BillingSettings(**places, **kafka)).stored == 2
+    with pytest.raises(SourceError) as refused:
+        daily.follow_kafka(BillingSettings(**places), threading.Event())
+    assert refused.value.code == "no_kafka"
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
