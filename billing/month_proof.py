@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 
 from billing.errors import ClosureError
 from billing.money import charge
-from billing.month_totals import PAYER, in_month, line_sums
+from billing.month_totals import PAYER, in_month
 from billing.owing import CLOSED
 from billing.price_book import kept_prices
 from billing.prices import Price
@@ -43,30 +43,25 @@ def _months_with_lines(connection: Connection) -> set[date]:
 
 
 def _prove_sums(connection: Connection, month: date) -> None:
-    """The database compares them."""
-    key = [bill_lines.c[name] for name in _KEY]
-    lines = sa.select(*key, *line_sums()).where(in_month(month), bill_lines.c.day.in_(CLOSED)).group_by(*key)
-    told, kept = lines.subquery(), sa.select(bill_totals).where(bill_totals.c.month == month).subquery()
-    same = sa.and_(*(told.c[name] == kept.c[name] for name in _KEY))
-    differs = sa.or_(
-        told.c.user_id.is_(None),
-        kept.c.user_id.is_(None),
-        *(told.c[name].is_distinct_from(kept.c[name]) for name in _SUMS),
-    )
-    named = [sa.func.coalesce(told.c[name], kept.c[name]).label(name) for name in _KEY]
-    sums = [
-        side.c[name].label(f"{of}_{name}")
-        for of, side in (("lines", told), ("totals", kept))
-        for name in _SUMS
-    ]
-    query = sa.select(*named, *sums).select_from(told.join(kept, same, full=True)).where(differs)
-    for row in connection.execute(query.order_by(*named).limit(1)):
+    """The database sums the lines, takes the totals away, and names what is left."""
+    lines = _signed(bill_lines, 1).where(in_month(month), bill_lines.c.day.in_(CLOSED))
+    totals = _signed(bill_totals, -1).where(bill_totals.c.month == month)
+    both = lines.union_all(totals).subquery()
+    key, sums = [both.c[name] for name in _KEY], [sa.func.sum(both.c[name]) for name in _SUMS]
+    query = sa.select(*key, *(sa.cast(each, sa.BigInteger) for each in sums)).group_by(*key)
+    left = query.having(sa.or_(*(each != 0 for each in sums))).order_by(*key).limit(1)
+    for row in connection.execute(left):
+        tokens, amount = row[len(key) :]
         _differ(
             month,
             row,
-            f"the closed lines sum to {row.lines_quantity_tokens} tokens for {row.lines_amount_minor} "
-            f"minor units, the month's totals say {row.totals_quantity_tokens} for {row.totals_amount_minor}",
+            f"against its totals, the closed lines come to {tokens:+} tokens and {amount:+} minor units",
         )
+
+
+def _signed(table: sa.Table, sign: int) -> sa.Select[Any]:
+    sums = [(sign * sa.func.coalesce(table.c[name], 0)).label(name) for name in _SUMS]
+    return sa.select(*[table.c[name] for name in _KEY], *sums)
 
 
 def _prove_amounts(connection: Connection, month: date, prices: dict[str, Price]) -> None:

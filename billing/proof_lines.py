@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from datetime import date
 from itertools import groupby
-from operator import attrgetter
-from typing import Any, NoReturn
+from operator import itemgetter
+from typing import Any, NamedTuple, NoReturn
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -13,15 +14,27 @@ from sqlalchemy.engine import Connection
 from billing.aggregates import whole
 from billing.errors import ClosureError
 from billing.lines import Rater
-from billing.money import charge
+from billing.money import ExactPrice, charge
 from billing.owing import CLOSED, KEY, waiting_batches
 from billing.rating import DIRECTIONS, MINIMUM, UNRATED, Subject, quantities
 from billing.tables import COUNTS, bill_lines, event_batches, usage_events, usage_hours
 
 _LINE = (
-    "direction", "price_id", "tier", "discount_percent", "quantity_tokens", "tokens_before", "unit_price",
-    "per_tokens", "currency", "amount_minor",
+    "direction", "price_id", "tier", "discount_percent", "quantity_tokens", "tokens_before", "amount_minor",
+    "unit_price", "per_tokens", "currency",
 )  # fmt: skip
+
+
+class _Terms(NamedTuple):
+    """What a line says of its price."""
+
+    direction: str
+    price_id: str
+    tier: int
+    discount_percent: str
+    unit_price: str
+    per_tokens: int | None
+    currency: str
 
 
 def prove_own_lines(connection: Connection, day: date, rater: Rater) -> None:
@@ -78,59 +91,55 @@ def _prove(
     lines = sa.select(*keys, *no_counts, *columns).where(which)
     query = sa.union_all(*used, lines).order_by("user_id")
     rows = connection.execute(query, execution_options={"yield_per": 5000})
-    for _, of_user in groupby(rows, key=attrgetter("user_id")):
-        told: dict[tuple[Subject, str], int] = {}
-        billed: dict[tuple[Subject, str], int] = {}
+    at = len(KEY)
+    prices: dict[tuple[Any, ...], ExactPrice] = {}
+    for _, of_user in groupby(map(tuple, rows), key=itemgetter(0)):
+        left: dict[tuple[Any, ...], int] = defaultdict(int)  # tokens used, less those on lines
         for row in of_user:
-            key, direction = row[: len(KEY)], row.direction
+            subject, direction = row[:at], row[at + 3]
             if direction is None:
-                subject = rater.subject(key)
-                counts = quantities(*row[len(KEY) : len(KEY) + len(COUNTS)])
-                for name, tokens in zip(DIRECTIONS, counts, strict=True):
-                    told[subject, name] = told.get((subject, name), 0) + tokens
-            else:
-                subject = Subject(*key)
-                billed[subject, direction] = billed.get((subject, direction), 0) + row.quantity_tokens
-                if row.price_id != UNRATED:
-                    _check_terms(usage_day, rater, subject, row)
-        for subject, direction in sorted(told.keys() | billed.keys()):
-            tokens, on_lines = told.get((subject, direction), 0), billed.get((subject, direction), 0)
-            if tokens != on_lines:
-                differ(usage_day, subject, f"{tokens} {direction} tokens were used, the lines {on_lines}")
+                payer = rater.subject(subject)
+                for name, used_tokens in zip(DIRECTIONS, quantities(*row[at : at + 3]), strict=True):
+                    left[(*payer, name)] += used_tokens
+                continue
+            tokens, before, amount = row[at + 7 : at + 10]
+            left[(*subject, direction)] -= tokens
+            said = (direction, *row[at + 4 : at + 7], *row[at + 10 :])
+            if said[1] == UNRATED:
+                continue
+            key = (*subject[2:], *said)
+            price = prices.get(key)
+            if price is None:
+                price = prices[key] = _price_of_line(usage_day, rater, Subject(*subject), _Terms(*said))
+            if direction == MINIMUM:
+                continue
+            owed = charge(before + tokens, price) - charge(before, price)
+            if amount != owed:
+                what = f"{tokens} {direction} tokens after {before} cost {owed} minor units"
+                differ(usage_day, Subject(*subject), f"{what}, the lines say {amount}")
+        for (*whose, direction), tokens in left.items():
+            if tokens:
+                what = f"{tokens:+} {direction} tokens against the lines"
+                differ(usage_day, Subject(*whose), f"the usage is {what}")
 
 
-def _check_terms(usage_day: date, rater: Rater, subject: Subject, line: Any) -> None:
-    """A line states the terms of the price in force, and comes to what these make of its tokens."""
-    direction, minimum = line.direction, line.direction == MINIMUM
+def _price_of_line(usage_day: date, rater: Rater, subject: Subject, said: _Terms) -> ExactPrice:
+    """What a token costs on lines that say this; they must say what is in force."""
+    minimum = said.direction == MINIMUM
+    whose = f"{said.direction} lines are at price version {said.price_id} less {said.discount_percent}%"
     found = rater.terms(subject)
     if found is None:
+        differ(usage_day, subject, f"{whose}, none is in force")
+    terms = found[0 if minimum else DIRECTIONS.index(said.direction)]
+    if (said.price_id, said.discount_percent) != (terms.price_id, terms.discount):
+        differ(usage_day, subject, f"{whose}, in force is {terms.price_id} less {terms.discount}%")
+    unit_prices = (str(terms.price.minimum),) if minimum else terms.unit_prices
+    if said.tier >= len(unit_prices) or said[-3:] != (
+        unit_prices[said.tier],
+        None if minimum else terms.price.per_tokens,
+        terms.price.currency,
+    ):
         differ(
-            usage_day,
-            subject,
-            f"{direction} lines are at price version {line.price_id}, and none is in force",
+            usage_day, subject, f"{said.direction} lines state other terms than price version {said.price_id}"
         )
-    terms = found[0 if minimum else DIRECTIONS.index(direction)]
-    if (line.price_id, line.discount_percent) != (terms.price_id, terms.discount):
-        differ(
-            usage_day,
-            subject,
-            f"{direction} lines are at price version {line.price_id} less {line.discount_percent}%; "
-            f"{terms.price_id} less {terms.discount}% is in force",
-        )
-    price = terms.price
-    tiers = (str(price.minimum),) if minimum else terms.unit_prices
-    unit_price = tiers[line.tier] if line.tier < len(tiers) else None
-    said = (unit_price, None if minimum else price.per_tokens, price.currency)
-    if (line.unit_price, line.per_tokens, line.currency) != said:
-        differ(usage_day, subject, f"{direction} lines state other terms than price version {line.price_id}")
-    if minimum:
-        return
-    exact, before = terms.exact[line.tier], line.tokens_before
-    owed = charge(before + line.quantity_tokens, exact) - charge(before, exact)
-    if owed != line.amount_minor:
-        differ(
-            usage_day,
-            subject,
-            f"{line.quantity_tokens} {direction} tokens after {before} cost {owed} minor units, the lines "
-            f"say {line.amount_minor}",
-        )
+    return terms.exact[said.tier]

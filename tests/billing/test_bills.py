@@ -237,12 +237,12 @@ TAMPERED = [
     (usage_events.update().values(prompt_tokens=101), "hourly aggregates"),
     (usage_hours.update().values(requests=7), "7 requests"),
     (usage_hours.delete(), "hourly aggregates"),
-    (bill_lines.update().values(quantity_tokens=99), "the lines 99"),
+    (bill_lines.update().values(quantity_tokens=99), "\\+1 input tokens"),
     (bill_lines.update().values(amount_minor=99), "the lines say 99"),
     (bill_lines.update().values(unit_price="0.01"), "other terms"),
     (bill_lines.update().values(price_id="forged"), "price version forged"),
     (bill_lines.update().values(user_id="user-x"), "user user-a"),
-    (bill_lines.delete(), "the lines 0"),
+    (bill_lines.delete(), "\\+100 input tokens"),
 ]
 
 
