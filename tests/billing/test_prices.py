@@ -1,68 +1,13 @@
 from datetime import date
 from decimal import Decimal
-from pathlib import Path
 
 import pytest
-from sqlalchemy.engine import Engine
 
-from billing.errors import PricesError
-from billing.ledger import reading, writing
-from billing.prices import Price, PriceList, kept_prices, read_prices, sync_prices
+from billing.prices import Price, PriceList, Tier
 from tests.billing.factories import a_price
 
-GOOD = """
-currency = "CNY"
-per_tokens = 1000
-[[prices]]
-model = "m"
-effective_from = 2026-01-01
-input = "0.80"
-output = "2.40"
-"""
-
-
-def read(tmp_path: Path, text: str) -> list[Price]:
-    file = tmp_path / "prices.toml"
-    file.write_text(text, "utf-8")
-    return read_prices(file)
-
-
-def test_a_price_list_is_read_exactly(tmp_path: Path) -> None:
-    (price,) = read(tmp_path, GOOD)
-    assert (price.input, price.cached_input, price.output) == (
-        Decimal("0.80"), Decimal("0.80"), Decimal("2.40"),
-    )  # fmt: skip
-    assert (price.model, price.model_version, price.effective_from) == ("m", None, date(2026, 1, 1))
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("currency = ", "Invalid value"),
-        (GOOD.replace('"CNY"', '"XXX"'), "unknown currency"),
-        (GOOD.replace("1000", "0"), "per_tokens"),
-        (GOOD.replace('"0.80"', "0.80"), "in quotes"),
-        (GOOD.replace('"0.80"', '"-1"'), "0 to 1,000,000,000"),
-        (GOOD.replace('"0.80"', '"NaN"'), "0 to 1,000,000,000"),
-        (GOOD.replace('"0.80"', '"cheap"'), "not a number"),
-        (GOOD.replace('"0.80"', '"0.0000000000001"'), "12 decimals"),
-        (GOOD.replace("input", "inptu", 1), "unknown inptu"),
-        (GOOD.replace('model = "m"', 'model = "a b"'), "model must be"),
-        (GOOD.replace("2026-01-01", '"2026-01-01"'), "effective_from must be a day"),
-        (GOOD.replace("2026-01-01", "2026-01-01T00:00:00Z"), "effective_from must be a day"),
-        (GOOD + GOOD[GOOD.index("[[") :], "a second price"),
-    ],
-)
-def test_a_wrong_price_list_is_refused_with_its_place(tmp_path: Path, text: str, says: str) -> None:
-    with pytest.raises(PricesError, match=says) as refused:
-        read(tmp_path, text)
-    assert refused.value.code == "prices_invalid"
-
-
-def test_a_missing_price_list_is_said_so(tmp_path: Path) -> None:
-    with pytest.raises(PricesError) as refused:
-        read_prices(tmp_path / "none.toml")
-    assert refused.value.code == "prices_missing"
+DAY = date(2026, 7, 1)
+MODEL = a_price().model
 
 
 def test_the_latest_price_that_has_begun_is_in_force_and_a_versions_own_comes_first() -> None:
@@ -70,27 +15,79 @@ def test_the_latest_price_that_has_begun_is_in_force_and_a_versions_own_comes_fi
     new = a_price(effective_from=date(2026, 6, 1), input=Decimal("0.70"))
     own = a_price(effective_from=date(2026, 3, 1), model_version="2", input=Decimal("0.10"))
     listed = PriceList([new, own, old])
-    model = old.model
-    assert listed.in_force(model, "1", date(2025, 12, 31)) is None
-    assert listed.in_force(model, "1", date(2026, 1, 1)) == old
-    assert listed.in_force(model, "1", date(2026, 5, 31)) == old
-    assert listed.in_force(model, "1", date(2026, 6, 1)) == new
-    assert listed.in_force(model, "2", date(2026, 2, 28)) == old
-    assert listed.in_force(model, "2", date(2026, 7, 1)) == own
+    assert listed.in_force(MODEL, "1", date(2025, 12, 31)) is None
+    assert listed.in_force(MODEL, "1", date(2026, 1, 1)) == old
+    assert listed.in_force(MODEL, "1", date(2026, 5, 31)) == old
+    assert listed.in_force(MODEL, "1", date(2026, 6, 1)) == new
+    assert listed.in_force(MODEL, "2", date(2026, 2, 28)) == old
+    assert listed.in_force(MODEL, "2", date(2026, 7, 1)) == own
     assert listed.in_force("other", "1", date(2026, 7, 1)) is None
+
+
+GENERAL = a_price()
+URGENT = a_price(latency_class="priority", input=Decimal(2))
+CANARY = a_price(model_label="canary", input=Decimal(3))
+CANARY_URGENT = a_price(model_label="canary", latency_class="priority", input=Decimal(4))
+VERSION = a_price(model_version="2", input=Decimal(5))
+
+
+@pytest.mark.parametrize(
+    ("version", "label", "latency_class", "expected"),
+    [
+        ("1", "", "standard", GENERAL),
+        ("1", "", "batch", GENERAL),
+        ("1", "", "priority", URGENT),
+        ("1", "stable", "standard", GENERAL),
+        ("1", "canary", "standard", CANARY),
+        ("1", "canary", "priority", CANARY_URGENT),
+        ("2", "", "standard", VERSION),
+        ("2", "canary", "standard", VERSION),
+        ("2", "", "priority", VERSION),  # what it is comes before how fast it had to be
+    ],
+)
+def test_the_most_specific_price_holds(version: str, label: str, latency_class: str, expected: Price) -> None:
+    listed = PriceList([GENERAL, URGENT, CANARY, CANARY_URGENT, VERSION])
+    assert listed.in_force(MODEL, version, DAY, model_label=label, latency_class=latency_class) == expected
+
+
+@pytest.mark.parametrize(
+    ("band", "expected"), [(0, 0), (32_769, 32_769), (65_537, 32_769), (200_001, 200_001)]
+)
+def test_a_long_input_has_the_price_of_the_highest_bound_below_it(band: int, expected: int) -> None:
+    listed = PriceList([a_price(context_band=bound) for bound in (0, 32_769, 200_001)])
+    found = listed.in_force(MODEL, "1", DAY, context_band=band)
+    assert found is not None
+    assert found.context_band == expected
+
+
+def test_a_later_price_brings_its_own_bands() -> None:
+    later = a_price(effective_from=date(2026, 6, 1))
+    listed = PriceList([a_price(), a_price(context_band=32_769, input=Decimal(9)), later])
+    assert listed.in_force(MODEL, "1", DAY, context_band=32_769) == later
 
 
 def test_equal_terms_are_one_price_version_however_they_are_written() -> None:
     assert a_price(input=Decimal("0.8")).id == a_price(input=Decimal("0.800")).id
-    assert a_price(input=Decimal("0.8")).id != a_price(input=Decimal("0.81")).id
 
 
-def test_a_price_that_was_never_billed_may_be_corrected(ledger: Engine) -> None:
-    wrong, right = a_price(input=Decimal(80)), a_price()
-    with writing(ledger) as connection:
-        sync_prices(connection, [wrong])
-        listed = sync_prices(connection, [right])
-        assert listed.in_force(right.model, "1", date(2026, 7, 1)) == right
-        sync_prices(connection, [wrong])
-    with reading(ledger) as connection:
-        assert kept_prices(connection) == {wrong.id: wrong, right.id: right}
+TIERED = a_price(tiers="graduated", input=(Tier(10, Decimal(1)), Tier(None, Decimal(2))))
+
+
+def test_other_terms_are_another_price_version() -> None:
+    others = [
+        a_price(),
+        a_price(input=Decimal("0.81")),
+        a_price(output=Decimal("0.81")),
+        a_price(model_version="1"),
+        a_price(model_label="1"),
+        a_price(latency_class="1"),
+        a_price(context_band=32_769),
+        a_price(per_tokens=1),
+        a_price(currency="USD"),
+        a_price(effective_from=DAY),
+        a_price(minimum=Decimal(0)),
+        TIERED,
+        a_price(tiers="volume", input=TIERED.input),
+        a_price(tiers="graduated", input=(Tier(11, Decimal(1)), Tier(None, Decimal(2)))),
+    ]
+    assert len({price.id for price in others}) == len(others)
