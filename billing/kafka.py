@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import tzinfo
@@ -106,14 +106,8 @@ def drain(ledger: Engine, topic: Topic, zone: tzinfo) -> IngestResult:
     return reader.result
 
 
-def follow(
-    ledger: Engine,
-    topic: Topic,
-    zone: tzinfo,
-    stop: threading.Event,
-    tell: Callable[[IngestResult], None] = lambda result: None,
-) -> IngestResult:
-    """Store what comes, as one consumer of the group, until `stop` is set; `tell` hears of every roll-up.
+def follow(ledger: Engine, topic: Topic, zone: tzinfo, stop: threading.Event) -> IngestResult:
+    """Store what comes, as one consumer of the group, until `stop` is set.
 
     Raises: SourceError: see `drain`. Started again, it goes on where the ledger is.
     """
@@ -141,7 +135,6 @@ def follow(
                 )
             if time.monotonic() - rolled_up_at > _ROLL_UP_SECONDS:
                 reader.roll_up()
-                tell(reader.result)
                 rolled_up_at = time.monotonic()
     reader.roll_up()
     return reader.result

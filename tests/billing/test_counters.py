@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from pydantic import ValidationError
 from sqlalchemy.engine import Engine
 
 from billing.counters import Scrape, read_counters, sample, scrape, store
@@ -15,6 +16,7 @@ from billing.ingest import ingest
 from billing.ledger import reading, writing
 from billing.reconciliation import reconcile_day
 from billing.reconciliation_text import share
+from billing.settings import BillingSettings
 from billing.tables import counter_samples
 from serving.app import SERVICES, build_app
 from serving.services import make_services
@@ -133,10 +135,16 @@ def test_a_server_that_does_not_answer_is_told_after_the_others_are_stored(
         assert set(connection.execute(query)) == {(silent, 0), (server.counters_url, 1)}
 
 
-def test_a_page_that_is_not_of_counters_is_an_error() -> None:
-    seen = scrape(f"http://127.0.0.1:{free_port()}/")
-    assert seen.error is not None
+def test_a_page_that_is_not_there_is_an_error(models_dir: Path) -> None:
+    with running_server(models_dir) as server:
+        seen = scrape(f"{server.counters_url}/other")
+    assert seen.error == "HTTPError: HTTP Error 404: Not Found"
     assert seen.values == {}
+
+
+def test_counters_are_read_over_the_web_only() -> None:
+    with pytest.raises(ValidationError, match="no http:// or https:// address"):
+        BillingSettings(model_counters=("file:///etc/hostname",))
 
 
 def test_of_two_looks_at_once_only_the_first_to_end_is_kept(ledger: Engine) -> None:
