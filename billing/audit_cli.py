@@ -84,6 +84,8 @@ def recount_command(day: datetime) -> None:
         f"{found.day}: {found.events:,} events; {found.recounted:,} recounted, "
         f"{found.not_captured:,} without their whole text."
     )
+    if found.dropped:
+        click.echo(f"Retention has dropped {found.dropped:,} others, which can't be counted any more.")
     for fingerprint, events in found.unknown_tokenizers.items():
         click.echo(f"No model in {settings.models_dir} has the tokenizer {fingerprint}: {events:,} events.")
     for event_id, metered, recounted in found.differences:

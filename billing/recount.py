@@ -14,8 +14,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 from tokenizers import Tokenizer
 
+from billing.aggregates import whole
 from billing.errors import AuditError
-from billing.tables import usage_events
+from billing.tables import event_batches, usage_events
 
 # What these operations count is exactly the text of the request.
 _OPERATIONS = ("analyze",)
@@ -34,6 +35,7 @@ class Difference(NamedTuple):
 class Recount:
     """What became of each event of a day: events = recounted + not_captured + those of unknown tokenizers.
 
+    `dropped` events, which retention has taken out of the ledger, can't be counted and are not among them.
     `not_captured`: the event does not hold the whole text. `unknown_tokenizers`: captured texts by a
     fingerprint that no exported model has.
     """
@@ -42,6 +44,7 @@ class Recount:
     events: int = 0
     recounted: int = 0
     not_captured: int = 0
+    dropped: int = 0
     unknown_tokenizers: dict[str, int] = field(default_factory=dict)
     differences: tuple[Difference, ...] = ()
 
@@ -75,7 +78,21 @@ def recount(connection: Connection, day: date, models_dir: Path) -> Recount:
                 for event, encoding in zip(same, encodings, strict=True)
                 if event.prompt_tokens != len(encoding.ids)
             ]
-    return Recount(day, events, recounted, not_captured, dict(unknown), tuple(sorted(differences)))
+    return Recount(
+        day,
+        events,
+        recounted,
+        not_captured,
+        _dropped(connection, day),
+        dict(unknown),
+        tuple(sorted(differences)),
+    )
+
+
+def _dropped(connection: Connection, day: date) -> int:
+    gone = sa.and_(event_batches.c.day == day, event_batches.c.dropped_at.is_not(None))
+    query = sa.select(whole(sa.func.sum(event_batches.c.requests))).where(gone)
+    return connection.execute(query).scalar_one()
 
 
 class _Event(NamedTuple):

@@ -16,10 +16,12 @@ from billing.errors import AuditError
 from billing.ingest import ingest
 from billing.ledger import reading
 from billing.recount import Difference, Recount, recount
+from billing.retention import drop_events
 from serving.tokenization import load_version
 from tallybook.calendar import billing_day
 from tallybook.usage import UsageEvent
 from tests.apis import MODEL, export, running_app
+from tests.billing.days import close
 from tests.billing.factories import DAY, ZONE, an_event, write_segment
 
 TEXTS = [
@@ -134,6 +136,16 @@ def test_more_events_than_one_reading_holds_are_all_counted(
 
 
 _FIELDS = ("operation", "tokenizer_fingerprint", "prompt_tokens", "prompt_sha256", "prompt_prefix")
+
+
+def test_events_that_retention_has_dropped_are_told_not_passed_over(
+    ledger: Engine, tmp_path: Path, models: Path
+) -> None:
+    assert recounted(ledger, tmp_path, captured(models, TEXTS[0])).events == 1
+    close(ledger, DAY)
+    assert [dropped.events for dropped in drop_events(ledger, DAY + timedelta(days=1))] == [1]
+    with reading(ledger) as connection:
+        assert recount(connection, DAY, models) == Recount(DAY, dropped=1)
 
 
 def test_a_day_without_events_has_nothing_to_count(sqlite_ledger: Engine, tmp_path: Path) -> None:
