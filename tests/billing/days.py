@@ -40,14 +40,18 @@ def draft(ledger: Engine, day: date, prices: Sequence[Price] = (a_price(),)) -> 
 
 
 def close(
-    ledger: Engine, day: date, prices: Sequence[Price] = (a_price(),), *, early: bool = False
+    ledger: Engine,
+    day: date,
+    prices: Sequence[Price] = (a_price(),),
+    *,
+    tariff: Tariff | None = None,
+    early: bool = False,
 ) -> Closing:
-    """Close the day an hour after its end, or early at half past twelve."""
+    """Close the day an hour after its end, or early at half past twelve; at `tariff` instead of `prices`."""
     now = at(day, 12, 30) if early else at(day + timedelta(days=1), 1)
     with writing(ledger) as connection:
-        return close_day(
-            connection, day, sync_prices(connection, Tariff(tuple(prices))), ZONE, early=early, now=now
-        )
+        kept = sync_prices(connection, tariff or Tariff(tuple(prices)))
+        return close_day(connection, day, kept, ZONE, early=early, now=now)
 
 
 def report(ledger: Engine, day: date, user: str | None = None) -> DayReport:
