@@ -86,7 +86,7 @@ def _row(row: Row) -> str:
     if row.amount_minor is None or row.currency is None:
         price, amount = "", "unrated"
     else:
-        price = "" if row.direction == MINIMUM else f"{row.unit_price}/{row.per_tokens:,}"
+        price = f"{row.unit_price}/" + ("request" if row.per_tokens is None else f"{row.per_tokens:,}")
         amount = format_amount(row.amount_minor, row.currency)
     count = f"{row.quantity_requests:,} requests" if row.direction == MINIMUM else f"{row.quantity_tokens:,}"
     discount = "" if row.discount_percent == "0" else f"{row.discount_percent}%"

@@ -7,9 +7,10 @@ from pathlib import Path
 from uuid import uuid4
 
 import pytest
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 
-from billing.ledger import open_ledger
+from billing.ledger import open_ledger, reading
+from tests.billing.generated_month import bill_november
 from tests.postgres import administrator, running_server
 
 TIME_ZONE = "Asia/Shanghai"
@@ -56,3 +57,20 @@ def sqlite_ledger(tmp_path: Path) -> Iterator[Engine]:
     engine = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}", TIME_ZONE)
     yield engine
     engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def november_ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """A ledger on SQLite with a generated November, brought there as in production. Only to be read."""
+    folder = tmp_path_factory.mktemp("november")
+    engine = open_ledger(f"sqlite:///{folder / 'ledger.db'}", TIME_ZONE)
+    bill_november(engine, folder / "journal")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def november(november_ledger: Engine) -> Iterator[Connection]:
+    """The generated November, to be read."""
+    with reading(november_ledger) as connection:
+        yield connection

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
 from datetime import date, datetime
 from fractions import Fraction
 from pathlib import Path
@@ -14,27 +13,19 @@ from click.testing import CliRunner
 from sqlalchemy.engine import Connection, Engine
 
 from billing.errors import BillingError
-from billing.ledger import open_ledger, reading, writing
+from billing.ledger import open_ledger, writing
 from billing.statement import Selection, Statement, statement
 from billing.statement_text import as_csv, as_text
 from billing.tables import bill_days, bill_lines
 from tallybook.cli import main
 from tests.billing.conftest import TIME_ZONE
 from tests.billing.factories import ZONE
-from tests.billing.generated_month import FLAT, Bills, billed_minor, month_of_bills
+from tests.billing.generated_month import NOVEMBER
+from tests.billing.hand_made import FLAT, Bills, billed_minor
 
-NOVEMBER = date(2026, 11, 1)
 LATER = datetime(2026, 12, 5, 12, tzinfo=ZONE)
-OWN = (bill_lines.c.day < date(2026, 12, 1), bill_lines.c.usage_day >= NOVEMBER)
-
-
-@pytest.fixture
-def november(ledger: Engine) -> Iterator[Connection]:
-    """A ledger that has a generated November."""
-    with writing(ledger) as connection:
-        month_of_bills(connection)
-    with reading(ledger) as connection:
-        yield connection
+ON_BILLS = bill_lines.c.day.between(NOVEMBER, date(2026, 11, 30))
+OWN = (ON_BILLS, bill_lines.c.usage_day >= NOVEMBER)
 
 
 def told(connection: Connection, selection: Selection | None = None, day: date = NOVEMBER) -> Statement:
@@ -45,13 +36,12 @@ def test_a_statement_sums_the_lines_of_the_months_bills_to_the_token_and_to_the_
     november: Connection,
 ) -> None:
     found = told(november)
-    on_bills = bill_lines.c.day < date(2026, 12, 1)
     rows = (*found.rows, *found.corrections)
     assert (
-        sum(row.amount_minor or 0 for row in rows) == found.amount_minor == billed_minor(november, on_bills)
+        sum(row.amount_minor or 0 for row in rows) == found.amount_minor == billed_minor(november, ON_BILLS)
     )
     assert sum(row.quantity_tokens for row in rows) == november.scalar(
-        sa.select(sa.func.sum(bill_lines.c.quantity_tokens)).where(on_bills)
+        sa.select(sa.func.sum(bill_lines.c.quantity_tokens)).where(ON_BILLS)
     )
     assert len({row[:7] for row in rows}) == len(rows)
 
@@ -62,8 +52,7 @@ def test_corrections_of_earlier_months_are_apart(november: Connection) -> None:
     assert {row.usage_month for row in found.corrections} == {date(2026, 10, 1)}
     assert sum(row.amount_minor or 0 for row in found.rows) == billed_minor(november, *OWN)
     december = told(november, day=date(2026, 12, 1))
-    assert december.rows == ()
-    assert [row.quantity_tokens for row in december.corrections] == [777]
+    assert {row.usage_month for row in december.corrections} == {NOVEMBER}
 
 
 def test_the_statements_of_departments_sum_to_everybodys(november: Connection) -> None:
@@ -73,13 +62,13 @@ def test_the_statements_of_departments_sum_to_everybodys(november: Connection) -
     assert told(november).id is None
     assert told(november, Selection(department="media", user="user-c")).id is None
     assert told(november, Selection(department="media", user="user-c")).amount_minor == billed_minor(
-        november, bill_lines.c.department == "media", bill_lines.c.user_id == "user-c"
+        november, ON_BILLS, bill_lines.c.department == "media", bill_lines.c.user_id == "user-c"
     )
 
 
 def test_what_was_rounded_is_stated_and_within_half_a_minor_unit_a_sum(november: Connection) -> None:
     found = told(november).rounding
-    assert found.billed_minor == billed_minor(november, *OWN)
+    assert found.billed_minor == billed_minor(november, *OWN, bill_lines.c.direction != "minimum")
     difference = abs(found.exact * 100 - found.billed_minor)
     assert 0 < difference <= Fraction(found.sums, 2)
 
