@@ -1,21 +1,17 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from datetime import date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from sqlalchemy.engine import Engine
 
 from billing.bills import Closing, close_day, rate_day
 from billing.errors import ClosureError, DayError, PricesError
 from billing.ingest import ingest
 from billing.ledger import open_ledger, reading, writing
-from billing.money import charge
 from billing.price_book import sync_prices
 from billing.prices import Price
 from billing.tables import bill_days, bill_lines, event_batches, usage_events, usage_hours
@@ -285,53 +281,3 @@ def test_two_closers_at_once_make_one_bill(ledger_url: str, tmp_path: Path) -> N
     assert sorted(o.newly_closed for o in outcomes) == [False, False, False, True]
     assert len({o.proof for o in outcomes}) == 1
     engine.dispose()
-
-
-@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(st.data())
-def test_every_token_is_on_exactly_one_bill_whatever_arrives_when(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    """Events of three days come in any order, repeated, around four closings: all bills sum to all usage."""
-    events = [
-        an_event(
-            time=NOON + timedelta(days=data.draw(st.integers(0, 2))),
-            user=data.draw(st.sampled_from(["u1", "u2"])),
-            prompt_tokens=data.draw(st.integers(0, 2000)),
-            completion_tokens=data.draw(st.integers(0, 2000)),
-        )
-        for _ in range(data.draw(st.integers(1, 12)))
-    ]
-    events = [replace(e, cached_tokens=e.prompt_tokens // 3) for e in events]
-    arrivals: list[list[UsageEvent]] = [[], [], [], []]
-    for event in [*events, *data.draw(st.lists(st.sampled_from(events), max_size=4))]:
-        arrivals[data.draw(st.integers(0, 3))].append(event)
-    folder = tmp_path_factory.mktemp("property")
-    ledger = open_ledger(f"sqlite:///{folder / 'ledger.db'}", "Asia/Shanghai")
-    for number, arrived in enumerate(arrivals):
-        bring(ledger, folder / "journal", *arrived)
-        day = DAY + timedelta(days=number)
-        close(ledger, day, now=AFTER + timedelta(days=number))
-    # What came for the three days after their closing is on the fourth day's bill.
-    c = bill_lines.c
-    sums = (sa.func.sum(c.quantity_tokens), sa.func.sum(c.amount_minor))
-    query = sa.select(c.usage_day, c.user_id, c.direction, *sums).group_by(
-        c.usage_day, c.user_id, c.direction
-    )
-    with reading(ledger) as connection:
-        billed = {(row[0], row[1], row[2]): (row[3], row[4]) for row in connection.execute(query)}
-    used: dict[tuple[object, ...], int] = {}
-    for e in events:
-        day = e.time.astimezone(ZONE).date()
-        for direction, tokens in [
-            ("input", e.prompt_tokens - e.cached_tokens),
-            ("cached_input", e.cached_tokens),
-            ("output", e.completion_tokens),
-        ]:
-            if tokens:
-                used[day, e.user, direction] = used.get((day, e.user, direction), 0) + tokens
-    price = a_price()
-    assert billed == {
-        key: (tokens, charge(tokens, price.of(str(key[2])), 1000, "CNY")) for key, tokens in used.items()
-    }
-    ledger.dispose()
