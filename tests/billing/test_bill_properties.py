@@ -132,9 +132,9 @@ def priced(events: list[UsageEvent]) -> tuple[Mapping[tuple[object, ...], int], 
             by_subject[(day, *subject[:3], e.model, direction)] += quantity
             if terms:
                 at_terms[key] = terms[number]
-    for key, at_price in at_terms.items():
-        spread = at_price.spread(tokens[key])
-        amounts[key] = sum(charge(n, price) for n, price in zip(spread, at_price.exact, strict=True))
+    for account, at_price in at_terms.items():
+        spread = at_price.spread(tokens[account])
+        amounts[account] = sum(charge(n, price) for n, price in zip(spread, at_price.exact, strict=True))
     return tokens, amounts, by_subject
 
 
