@@ -21,6 +21,7 @@ from billing.tables import bill_days, ledger_facts
 
 # Any fixed number will do: who holds it is the only one to migrate, rate or close.
 _LOCK_KEY = 7_411_402_556
+_HUNG_SECONDS = 60  # in a transaction that waits for nothing but its client
 _BUSY_SECONDS = 60  # how long SQLite waits for another writer
 
 
@@ -71,9 +72,14 @@ def lock_ledger(connection: Connection) -> None:
 
 
 def share_ledger(connection: Connection) -> None:
-    """Ingest beside others that ingest, but not while a day is closed: its bill would miss the event."""
+    """Ingest beside others that ingest, but not while a day is closed: its bill would miss the event.
+
+    An ingester that hangs in the midst, its machine frozen or cut off, is rolled back after _HUNG_SECONDS:
+    no day could be closed, and nobody else could go on with what it was reading.
+    """
     if connection.dialect.name == "postgresql":
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock_shared(_LOCK_KEY)))
+        hung = sa.func.set_config("idle_in_transaction_session_timeout", f"{_HUNG_SECONDS}s", True)
+        connection.execute(sa.select(hung, sa.func.pg_advisory_xact_lock_shared(_LOCK_KEY)))
 
 
 def closed_days(connection: Connection, among: Collection[date]) -> set[date]:

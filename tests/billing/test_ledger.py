@@ -7,8 +7,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.engine import Engine
 
+import billing.ledger
 from billing.errors import LedgerError
-from billing.ledger import open_ledger, reading, writing
+from billing.ledger import lock_ledger, open_ledger, reading, share_ledger, writing
 from billing.tables import metadata, set_aside
 
 
@@ -46,6 +47,19 @@ def test_a_failed_transaction_leaves_nothing(ledger: Engine) -> None:
         raise ZeroDivisionError
     with reading(ledger) as connection:
         assert connection.execute(sa.select(set_aside)).all() == []
+
+
+def test_an_ingester_that_hangs_holds_nothing_for_ever(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(billing.ledger, "_HUNG_SECONDS", 1)
+    ledger = open_ledger(postgres_url, "Asia/Shanghai")
+    with pytest.raises(sa.exc.DBAPIError), writing(ledger) as hung:  # noqa: PT012
+        share_ledger(hung)
+        with writing(ledger) as closing:
+            lock_ledger(closing)  # waits until the other one is rolled back
+        hung.execute(sa.select(1))
+    ledger.dispose()
 
 
 def test_moments_come_back_in_utc_and_naive_ones_are_refused(ledger: Engine) -> None:
