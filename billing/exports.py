@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import date, datetime, timezone, tzinfo
 from decimal import Context, Decimal, Inexact
 from fractions import Fraction
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -141,10 +142,15 @@ def told_days(days: list[date]) -> str:
     return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
-def unit_price(line: Mapping[str, Any], *, discounted: bool = True) -> Fraction:
-    """What one token of a rated line costs, in its currency; exact."""
-    less = Decimal(line["discount_percent"]) if discounted else 0
-    return Fraction(str(line["unit_price"])) * Fraction(100 - less) / (100 * int(line["per_tokens"]))
+def unit_price(line: Mapping[str, Any]) -> Fraction:
+    """What one token of a rated line costs, less the discount, in its currency; exact."""
+    return token_price(line["unit_price"], line["per_tokens"], line["discount_percent"])
+
+
+@lru_cache(maxsize=1024)
+def token_price(listed: str, per_tokens: int, discount_percent: str) -> Fraction:
+    """What one token costs at a list price of so many tokens, less the discount; exact."""
+    return Fraction(listed) * Fraction(100 - Decimal(discount_percent)) / (100 * per_tokens)
 
 
 def exact_decimal(value: Fraction) -> Decimal:

@@ -21,12 +21,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from datetime import date, datetime, tzinfo
-from decimal import Decimal
+from decimal import Context, Decimal, Inexact
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from billing.exports import exact_decimal, next_month, unit_price
+from billing.exports import exact_decimal, next_month, token_price
 from billing.money import to_decimal
 from billing.rating import MINIMUM
 from billing.statement import statement_id
@@ -91,6 +91,10 @@ COLUMNS: dict[str, Kind] = {
     "x_UserId": "text",
 }
 
+_OF_QUANTITIES = (
+    "ConsumedQuantity", "ConsumedUnit", "PricingQuantity", "PricingUnit", "ListUnitPrice", "ContractedUnitPrice",
+)  # fmt: skip
+_EXACT = Context(prec=60, traps=[Inexact])  # wider than any token count times any price
 _METERS = {
     "input": "Input Tokens",
     "cached_input": "Cached Input Tokens",
@@ -163,21 +167,39 @@ def _cost(line: Mapping[str, Any]) -> dict[str, Value]:
         "BillingCurrency": line["currency"],
     }
     if line["direction"] == MINIMUM:
-        nothing = ("ConsumedQuantity", "ConsumedUnit", "PricingQuantity", "PricingUnit")
-        prices = ("ListUnitPrice", "ContractedUnitPrice")
-        return told | {"ListCost": billed, "ContractedCost": billed} | dict.fromkeys((*nothing, *prices))
+        return told | {"ListCost": billed, "ContractedCost": billed} | dict.fromkeys(_OF_QUANTITIES)
     tokens, per_tokens = line["quantity_tokens"], line["per_tokens"]
-    listed, contracted = unit_price(line, discounted=False), unit_price(line)
+    prices = _prices(line["unit_price"], per_tokens, line["discount_percent"])
     return told | {
         "ConsumedQuantity": Decimal(tokens),
         "ConsumedUnit": "Tokens",
         "PricingQuantity": exact_decimal(Fraction(tokens, per_tokens)),
         "PricingUnit": "Tokens" if per_tokens == 1 else f"{per_tokens} Tokens",
-        "ListUnitPrice": exact_decimal(listed * per_tokens),
-        "ListCost": exact_decimal(listed * tokens),
-        "ContractedUnitPrice": exact_decimal(contracted * per_tokens),
-        "ContractedCost": exact_decimal(contracted * tokens),
+        "ListUnitPrice": prices.unit,
+        "ListCost": _EXACT.multiply(prices.token, Decimal(tokens)),
+        "ContractedUnitPrice": prices.contracted_unit,
+        "ContractedCost": _EXACT.multiply(prices.contracted_token, Decimal(tokens)),
     }
+
+
+class _Prices(NamedTuple):
+    """Of a pricing unit and of a token, by list and less the discount."""
+
+    unit: Decimal
+    token: Decimal
+    contracted_unit: Decimal
+    contracted_token: Decimal
+
+
+@lru_cache(maxsize=1024)
+def _prices(listed: str, per_tokens: int, discount_percent: str) -> _Prices:
+    contracted = token_price(listed, per_tokens, discount_percent)
+    return _Prices(
+        Decimal(listed),
+        exact_decimal(token_price(listed, per_tokens, "0")),
+        exact_decimal(contracted * per_tokens),
+        exact_decimal(contracted),
+    )
 
 
 def _custom(line: Mapping[str, Any]) -> dict[str, Value]:

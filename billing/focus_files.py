@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, tzinfo
 from decimal import Decimal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -80,9 +81,14 @@ def _order() -> list[sa.ColumnElement[Any]]:
 
 
 def _cell(value: Value) -> str:
+    if isinstance(value, str):
+        return harmless(value)
     if isinstance(value, Decimal):
         text = f"{value:f}"
         return text if "." in text else f"{text}.0"  # or readers take a column of whole numbers for integers
-    if isinstance(value, datetime):
-        return f"{value:%Y-%m-%dT%H:%M:%SZ}"
-    return "" if value is None else harmless(value)
+    return "" if value is None else _moment(value)
+
+
+@lru_cache(maxsize=1024)
+def _moment(value: datetime) -> str:
+    return f"{value:%Y-%m-%dT%H:%M:%SZ}"
