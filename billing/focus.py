@@ -92,7 +92,8 @@ COLUMNS: dict[str, Kind] = {
 }
 
 _OF_QUANTITIES = (
-    "ConsumedQuantity", "ConsumedUnit", "PricingQuantity", "PricingUnit", "ListUnitPrice", "ContractedUnitPrice",
+    "ConsumedQuantity", "ConsumedUnit", "PricingQuantity", "PricingUnit",
+    "ListUnitPrice", "ContractedUnitPrice",
 )  # fmt: skip
 _EXACT = Context(prec=60, traps=[Inexact])  # wider than any token count times any price
 _METERS = {
