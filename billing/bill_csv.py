@@ -12,12 +12,13 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from billing.money import decimals, to_decimal
-from billing.tables import SUBJECT, bill_lines
+from billing.tables import RATED_BY, SUBJECT, TERMS, bill_lines
 from billing.totals import of_user
 
-_KEY = ("day", "usage_day", *SUBJECT, "direction", "price_id")
-COLUMNS = (*_KEY, "quantity_tokens", "unit_price", "per_tokens", "currency", "amount")
-_NUMBERS = {"quantity_tokens", "unit_price", "per_tokens", "amount"}
+_KEY = ("day", "usage_day", *SUBJECT, *RATED_BY, *TERMS)
+_QUANTITIES = ("quantity_tokens", "quantity_requests", "tokens_before")
+COLUMNS = (*_KEY, *_QUANTITIES, "unit_price", "per_tokens", "currency", "amount")
+_NUMBERS = {*_QUANTITIES, "context_band", "tier", "discount_percent", "unit_price", "per_tokens", "amount"}
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
