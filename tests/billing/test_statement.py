@@ -16,7 +16,7 @@ from billing.errors import BillingError
 from billing.ledger import open_ledger, writing
 from billing.statement import Selection, Statement, statement
 from billing.statement_text import as_csv, as_text
-from billing.tables import bill_days, bill_lines
+from billing.tables import bill_days, bill_lines, bill_totals
 from tallybook.cli import main
 from tests.billing.conftest import TIME_ZONE
 from tests.billing.factories import ZONE
@@ -69,6 +69,11 @@ def test_the_statements_of_departments_sum_to_everybodys(november: Connection) -
 def test_what_was_rounded_is_stated_and_within_half_a_minor_unit_a_sum(november: Connection) -> None:
     found = told(november).rounding
     assert found.billed_minor == billed_minor(november, *OWN, bill_lines.c.direction != "minimum")
+    totals = bill_totals.c
+    sums = sa.select(sa.func.count()).where(
+        totals.month == NOVEMBER, totals.price_id != "", totals.direction != "minimum"
+    )
+    assert found.sums == november.scalar(sums)
     difference = abs(found.exact * 100 - found.billed_minor)
     assert 0 < difference <= Fraction(found.sums, 2)
 
