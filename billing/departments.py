@@ -32,6 +32,9 @@ class Departments:
     def __init__(self, rules: Iterable[DepartmentRule]) -> None:
         self._rules = Effective(((r.user, r.project), r.effective_from, r.department) for r in rules)
 
+    def __bool__(self) -> bool:
+        return bool(self._rules)
+
     def assigned(self, user: str, project: str, department: str, day: date) -> str:
         """Who pays on this billing day: the department of the most specific rule, else the event's own."""
         if not self._rules:

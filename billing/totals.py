@@ -13,9 +13,11 @@ from sqlalchemy.engine import Connection
 
 from billing.aggregates import whole
 from billing.errors import LedgerError
+from billing.price_book import kept_tariff
 from billing.rating import UNRATED
 from billing.tables import bill_lines, usage_hours
 
+_COUNTED = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens")
 Dimension = Literal["user", "project", "department", "model"]
 _COLUMNS: dict[Dimension, tuple[str, ...]] = {
     "user": ("user_id",),
@@ -119,17 +121,22 @@ def _parts(connection: Connection, day: date, columns: tuple[str, ...], user: st
 def _usage(
     connection: Connection, day: date, columns: tuple[str, ...], user: str | None
 ) -> dict[tuple[str, ...], dict[str, Any]]:
-    keys = [usage_hours.c[name] for name in columns]
-    sums = [
-        whole(sa.func.sum(usage_hours.c[name])).label(name)
-        for name in ("requests", "prompt_tokens", "cached_tokens", "completion_tokens")
-    ]
+    departments = kept_tariff(connection).departments if "department" in columns else None
+    # Lines have the department that a rule assigns, by user and project; usage has the event's own.
+    known_by = ("user_id", "project", "department") if departments else columns
+    keys = [usage_hours.c[name] for name in known_by]
+    sums = [whole(sa.func.sum(usage_hours.c[name])) for name in _COUNTED]
     query = sa.select(*keys, *sums).where(usage_hours.c.day == day).group_by(*keys)
-    return {
-        _key(row, columns): {column.name: row[column.name] for column in sums}
-        for row in connection.execute(of_user(query, usage_hours, user)).mappings()
-        if row["requests"]
-    }
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in connection.execute(of_user(query, usage_hours, user)):
+        key, counts = tuple(row[: len(keys)]), row[len(keys) :]
+        if departments:
+            user_id, project, department = key
+            key = (departments.assigned(user_id, project, department, day),)
+        total = found.setdefault(key, dict.fromkeys(_COUNTED, 0))
+        for name, count in zip(_COUNTED, counts, strict=True):
+            total[name] += count
+    return {key: total for key, total in found.items() if total["requests"]}
 
 
 def _billed(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from datetime import date, timedelta
+from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -9,11 +10,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import Engine
 
+from billing.departments import DepartmentRule
 from billing.driver import Change
 from billing.errors import LedgerError
 from billing.ledger import reading, writing
 from billing.report import Correction, OpenDay, TrendDay, day_report
 from billing.tables import bill_lines, usage_hours
+from billing.tariff import Tariff
 from billing.totals import Part, Totals
 from tallybook.usage import UsageEvent
 from tests.billing.days import at, bring, close, draft, report
@@ -74,9 +77,9 @@ def test_the_day_before_is_compared_in_tokens_and_money(ledger: Engine) -> None:
     close(ledger, DAY)
     told = report(ledger, DAY)
     assert told.token_change == Change(120, 240)
-    # 100 input 0.08 and 20 output 0.048, against 200 and 40: rounded a line, not a token
-    assert told.cost_change == Change(8 + 5, 16 + 10)
-    assert told.cost_change.percent == 100
+    # 100 input 0.08 and 20 output 0.048, then 200 and 40: 60 output tokens of the month are 0.144
+    assert told.cost_change == Change(8 + 5, 16 + 9)
+    assert told.cost_change.percent == Decimal(1200) / 13
 
 
 def test_hours_are_those_of_the_billing_time_zone(ledger: Engine) -> None:
@@ -143,7 +146,7 @@ def test_a_report_of_one_user_holds_nothing_of_the_others(ledger: Engine) -> Non
     assert names(first.users) == ["user-a"]
     assert sum(hour.requests for hour in first.hours) == 1
     assert (first.corrections, len(second.corrections)) == ((), 1)
-    assert (first.total.amount_minor, second.total.amount_minor) == (13, 26)
+    assert (first.total.amount_minor, second.total.amount_minor) == (13, 25)
     assert first.before == Totals(
         requests=1, prompt_tokens=100, completion_tokens=20, amount_minor=13, currency="CNY"
     )
@@ -226,10 +229,13 @@ def test_lines_in_two_currencies_are_not_added(ledger: Engine) -> None:
     assert error.value.code == "currencies_mixed"
 
 
+REST = {"model_label": "", "latency_class": "standard", "context_band": 0, "status": 200}
+
+
 def test_sums_beyond_what_a_float_can_hold_are_exact(ledger: Engine) -> None:
     huge = 2**53 + 1
     with writing(ledger) as connection:
-        row = {"day": DAY, "hour": at(DAY, 8), "project": "p", "department": "d", "model": "m"}
+        row = {"day": DAY, "hour": at(DAY, 8), "project": "p", "department": "d", "model": "m"} | REST
         counts = {"requests": 1, "prompt_tokens": huge, "cached_tokens": 0, "completion_tokens": 0}
         rows = [{**row, **counts, "model_version": "1", "user_id": user} for user in ("a", "b")]
         connection.execute(usage_hours.insert(), rows)
@@ -263,7 +269,7 @@ def test_hours_trend_and_every_dimension_tell_the_same_tokens(
                 usage_hours.insert().values(
                     day=DAY, hour=at(DAY, hour), user_id=user, project=project, department="d", model="m",
                     model_version=version, requests=1, prompt_tokens=prompt, cached_tokens=0,
-                    completion_tokens=completion,
+                    completion_tokens=completion, **REST,
                 )
             )  # fmt: skip
     told = report(sqlite_ledger, DAY)
@@ -273,3 +279,14 @@ def test_hours_trend_and_every_dimension_tell_the_same_tokens(
     assert told.trend[-1].total_tokens == expected
     for parts in (told.users, told.projects, told.departments, told.models):
         assert sum(part.totals.total_tokens for part in parts) == expected
+
+
+def test_a_departments_tokens_and_amounts_are_those_that_a_rule_assigns(ledger: Engine) -> None:
+    bring(ledger, [on(DAY), on(DAY, user="user-b", department="sales"), on(DAY, user="user-c")])
+    rules = (DepartmentRule("user-a", None, "sales", DAY),)
+    close(ledger, DAY, tariff=Tariff((a_price(),), rules=rules))
+    found = {part.name: part.totals for part in report(ledger, DAY).departments}
+    assert {name: (t.total_tokens, t.amount_minor) for name, t in found.items()} == {
+        "sales": (240, 26),
+        "retail": (120, 13),
+    }
