@@ -85,6 +85,7 @@ def test_the_carry_is_shown_on_a_line_of_the_statement_itself(sqlite_ledger: Eng
         bills.close(date(2026, 11, 3), date(2026, 11, 4))
         bills.add(date(2026, 11, 3), 1_244)
         bills.add(date(2026, 11, 4), 1_244)
+        bills.add(date(2026, 11, 3), 1_244, usage_day=date(2026, 10, 30), user_id="user-0")  # not the month's
         bills.write()
         text = " ".join(as_text(told(connection)).split())
     assert (
