@@ -11,6 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from billing.exports import harmless
 from billing.money import decimals, to_decimal
 from billing.tables import RATED_BY, SUBJECT, TERMS, bill_lines
 from billing.totals import of_user
@@ -19,7 +20,6 @@ _KEY = ("day", "usage_day", *SUBJECT, *RATED_BY, *TERMS)
 _QUANTITIES = ("quantity_tokens", "quantity_requests", "tokens_before")
 COLUMNS = (*_KEY, *_QUANTITIES, "unit_price", "per_tokens", "currency", "amount")
 _NUMBERS = {*_QUANTITIES, "context_band", "tier", "discount_percent", "unit_price", "per_tokens", "amount"}
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def read_lines(connection: Connection, day: date, user: str | None = None) -> list[Mapping[str, Any]]:
@@ -52,4 +52,4 @@ def _amount(minor: int | None, currency: str | None) -> str | None:
 
 def _cell(name: str, value: Any) -> str:
     text = "" if value is None else str(value)
-    return f"'{text}" if name not in _NUMBERS and text.startswith(_FORMULA_STARTS) else text
+    return text if name in _NUMBERS else harmless(text)
