@@ -26,10 +26,12 @@ from billing.focus import COLUMNS
 from billing.focus_files import export_focus, rows_writer
 from billing.ledger import open_ledger, reading, writing
 from billing.money import to_decimal
+from billing.statement import Selection, statement
 from billing.tables import bill_lines
 from tallybook.cli import main
 from tests.billing.conftest import TIME_ZONE
 from tests.billing.factories import ZONE, a_price
+from tests.billing.generated_month import NOVEMBER
 from tests.billing.hand_made import FLAT, Bills, billed_minor
 
 Row = dict[str, Any]
@@ -208,6 +210,17 @@ def test_every_row_keeps_every_rule_and_their_costs_sum_to_the_lines(
     assert found.unrated_lines == november.scalar(count.where(unrated))
     assert {row["ChargeClass"] for row in rows} == {None, "Correction"}
     assert {row["ProviderName"] for row in rows} == {"Example Ltd"}
+
+
+def test_the_rows_of_an_invoice_sum_to_the_departments_statement(
+    november: Connection, tmp_path: Path
+) -> None:
+    _, rows = exported(november, tmp_path / "focus.csv", Period(NOVEMBER, date(2026, 11, 30)))
+    later = datetime(2026, 12, 5, tzinfo=ZONE)
+    for department in ("retail", "media"):
+        told = statement(november, NOVEMBER, ZONE, Selection(department=department), later)
+        costs = [row["BilledCost"] for row in rows if row["InvoiceId"] == told.id]
+        assert sum(costs) == to_decimal(told.amount_minor, "CNY") > 0
 
 
 def test_both_formats_say_the_same(november: Connection, tmp_path: Path) -> None:
