@@ -71,8 +71,19 @@ def test_a_price_list_is_read_exactly(tmp_path: Path) -> None:
     assert (price.tiers, price.minimum, price.context_band, price.latency_class) == (None, None, 0, None)
 
 
+OURS = Path(__file__).parents[2] / "prices.toml"
+
+
 def test_the_price_file_of_the_repository_is_read() -> None:
-    assert len(read_tariff(Path(__file__).parents[2] / "prices.toml").prices) == 1
+    assert len(read_tariff(OURS).prices) == 1
+
+
+def test_its_examples_are_good(tmp_path: Path) -> None:
+    listed, examples = OURS.read_text("utf-8").split("# Everything that an entry can say:\n")
+    tariff = read(
+        tmp_path, listed + examples.replace("# ", "", 1).replace("\n# ", "\n").replace("\n#\n", "\n")
+    )
+    assert (len(tariff.prices), len(tariff.discounts), len(tariff.rules)) == (4, 1, 1)
 
 
 def test_tiers_bands_classes_minimums_discounts_and_rules_are_read(tmp_path: Path) -> None:
