@@ -8,7 +8,9 @@ import sqlalchemy as sa
 
 from billing import daily
 from billing.errors import DayError
-from billing.ledger import open_ledger, reading
+from billing.ledger import open_ledger, reading, writing
+from billing.price_book import import_tariff
+from billing.price_file import read_tariff
 from billing.settings import BillingSettings
 from billing.tables import bill_days
 from tallybook.calendar import day_interval, today
@@ -109,3 +111,14 @@ def test_one_user_gets_a_report_and_a_mail_of_their_own(settings: BillingSetting
     daily.mail(settings, yesterday, "user-a")
     (subject,) = outbox(settings)
     assert "user-a" in subject
+
+
+def test_jobs_that_may_not_import_prices_go_by_what_was_imported(settings: BillingSettings) -> None:
+    first, second = (TODAY - timedelta(days=n) for n in (2, 1))
+    confirmed = settings.model_copy(update={"prices_import": "confirmed"})
+    use(confirmed, first)
+    assert daily.close(confirmed, first).proof.unrated_tokens == 120
+    with writing(open_ledger(settings.ledger_url, settings.time_zone)) as connection:
+        import_tariff(connection, read_tariff(settings.prices_file), "user-a")
+    proof = daily.close(confirmed, second).proof
+    assert (proof.unrated_tokens, proof.amount_minor) == (-120, 13)
