@@ -22,6 +22,7 @@ from billing.owing import CLOSED, owing_days, usage_to_bill
 from billing.seals import seal
 from billing.tables import bill_days, bill_lines, event_batches
 from billing.tariff import Tariff
+from billing.wallets import charge_wallets
 from tallybook.calendar import day_interval
 
 _LINES_AT_ONCE = 5000
@@ -81,9 +82,9 @@ def close_day(
     """Close a day for ever, if events = aggregates = lines to the token and to the last decimal.
 
     Rates it anew first, so that what is proven is what is closed, marks what came late for earlier days as
-    being on this bill, and seals the bill in the audit chain. A closed day is proven again and left as it
-    is. With `early`, a day may be closed before it is over: what it still brings becomes corrections on
-    the next bill. `closed_with` notes the later day whose closing caught up with this one.
+    being on this bill, charges it to wallets, and seals it in the audit chain. A closed day is proven again
+    and left as it is. With `early`, a day may be closed before it is over: what it still brings becomes
+    corrections on the next bill. `closed_with` notes the later day whose closing caught up with this one.
     Raises: DayError: the day is not over (code day_not_over) or has not begun (day_in_future).
         ClosureError: a mismatch; the caller's transaction must be rolled back.
     """
@@ -106,6 +107,7 @@ def close_day(
             .values(state="closed", early=interval.end > now, closed_at=now, closed_with=closed_with)
         )
         add_closed_lines(connection, day)
+        charge_wallets(connection, day, now)
     proof = prove(connection, day)
     if not already:
         facts = {"early": interval.end > now, "proof": asdict(proof)}

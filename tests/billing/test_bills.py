@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+from billing import wallets
 from billing.bills import Closing, close_day, rate_day
 from billing.errors import ClosureError, DayError, PricesError
 from billing.ingest import ingest
@@ -281,3 +282,14 @@ def test_two_closers_at_once_make_one_bill(ledger_url: str, tmp_path: Path) -> N
     assert sorted(o.newly_closed for o in outcomes) == [False, False, False, True]
     assert len({o.proof for o in outcomes}) == 1
     engine.dispose()
+
+
+def test_closing_a_bill_charges_the_projects_wallet_once(ledger: Engine, tmp_path: Path) -> None:
+    with writing(ledger) as connection:
+        wallets.top_up(connection, "search", 1000, "CNY", "user-a")
+    bring(ledger, tmp_path, an_event())
+    draft(ledger)
+    close(ledger)
+    close(ledger)
+    with reading(ledger) as connection:
+        assert wallets.balances(connection) == [wallets.Balance("search", "CNY", 1000 - 13)]
