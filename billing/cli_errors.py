@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
+import psycopg
+import sqlalchemy as sa
 from pydantic import ValidationError
 
 from billing.errors import BillingError
@@ -18,6 +20,10 @@ def told_errors() -> Iterator[None]:
         yield
     except BillingError as error:
         raise click.ClickException(f"{error.code}: {error}") from error
+    except (sa.exc.OperationalError, psycopg.OperationalError) as error:
+        # What was under way was rolled back as a whole: run it again.
+        what = error.orig if isinstance(error, sa.exc.OperationalError) else error
+        raise click.ClickException(f"ledger_unavailable: the database went away: {what}") from error
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise click.ClickException(f"settings_invalid: {wrong}") from error

@@ -31,16 +31,17 @@ def ingest(ledger: Engine, journal_dir: Path, zone: tzinfo) -> IngestResult:
     Raises: LedgerError: a segment was altered after it was written (code journal_damaged); it is left
         where it is, and every other segment was stored first.
     """
-    try:
-        return store_journal(ledger, journal_dir, EventReader(zone))
-    finally:
-        with writing(ledger) as connection:
-            share_ledger(connection)
-            roll_up(connection)
+    result, damaged = store_journal(ledger, journal_dir, EventReader(zone))
+    with writing(ledger) as connection:
+        share_ledger(connection)
+        roll_up(connection)
+    if damaged:
+        raise LedgerError("journal_damaged", "; ".join(damaged))
+    return result
 
 
-def store_journal(ledger: Engine, journal_dir: Path, reader: EventReader) -> IngestResult:
-    """The same, without rolling up."""
+def store_journal(ledger: Engine, journal_dir: Path, reader: EventReader) -> tuple[IngestResult, list[str]]:
+    """The same without rolling up: what was found, and which segments were altered and how."""
     result = IngestResult()
     damaged = []
     for segment in sorted(journal_dir.glob(f"*{SUFFIX}")):
@@ -50,9 +51,7 @@ def store_journal(ledger: Engine, journal_dir: Path, reader: EventReader) -> Ing
                     result.add(batch)
         except DamagedSegmentError as error:
             damaged.append(f"{segment.name}: {error}")
-    if damaged:
-        raise LedgerError("journal_damaged", "; ".join(damaged))
-    return result
+    return result, damaged
 
 
 def move_offset(connection: Connection, segment: str, since: int, to: int) -> bool:

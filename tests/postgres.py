@@ -47,7 +47,7 @@ def running_server(*options: str) -> Iterator[Path]:
                 [*postgres, "-c", "listen_addresses=", *options], stdout=log, stderr=log, **as_user
             )
         try:
-            _wait_until_ready(folder, server)
+            wait_until_ready(folder)
             yield folder
         finally:
             server.send_signal(signal.SIGQUIT)  # at once, also with clients connected
@@ -74,11 +74,12 @@ def _reachable_binaries(folder: Path) -> Path:
     return package / "pginstall" / "bin"
 
 
-def _wait_until_ready(folder: Path, server: subprocess.Popen[bytes]) -> None:
+def wait_until_ready(server: Path) -> None:
+    """Return when the server takes connections. Raises: RuntimeError: it does not within half a minute."""
     deadline = time.monotonic() + 30
-    while not _answers(folder):
-        if server.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"PostgreSQL does not start:\n{(folder / 'server.log').read_text()}")
+    while not _answers(server):
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"PostgreSQL does not start:\n{(server / 'server.log').read_text()}")
         time.sleep(0.05)
 
 

@@ -18,6 +18,7 @@ from billing.audit import verify
 from billing.ledger import open_ledger, reading
 from billing.tables import bill_lines, usage_events, usage_hours
 from tests.billing.factories import DAY, NOON, an_event, write_segment
+from tests.postgres import administrator, running_server, wait_until_ready
 
 KILLS = int(os.environ.get("TALLYBOOK_DRILL_KILLS", "3"))
 EVENTS_A_ROUND = 4000
@@ -84,3 +85,46 @@ def test_killing_ingest_and_close_loses_and_doubles_nothing(
         lines = connection.scalar(sa.select(sa.func.sum(bill_lines.c.quantity_tokens)))
         assert lines == sum(e.total_tokens for e in events)
     ledger.dispose()
+
+
+def test_a_restart_of_postgresql_in_mid_ingest_loses_and_doubles_nothing(tmp_path: Path) -> None:
+    events = [an_event(user=f"user-{n % 50}") for n in range(20_000)]
+    write_segment(tmp_path / "journal", events)
+    environment = {**os.environ, "TALLYBOOK_JOURNAL_DIR": str(tmp_path / "journal")}
+    command = [sys.executable, "-m", "tallybook.cli", "ingest"]
+    with running_server() as server:
+        with administrator(server) as connection:
+            connection.execute("CREATE DATABASE restarted")
+        url = f"postgresql+psycopg://postgres@/restarted?host={server}"
+        open_ledger(url, "Asia/Shanghai").dispose()
+        environment["TALLYBOOK_LEDGER_URL"] = url
+        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as worker:
+            backend = _wait_for_writer(server, worker)
+            os.kill(backend, signal.SIGKILL)  # after which the server ends every session and recovers
+            _, told = worker.communicate(timeout=60)
+        assert worker.returncode == 1
+        assert told.splitlines()[-1].startswith("Error: ledger_unavailable:"), told
+        wait_until_ready(server)
+        subprocess.run(command, env=environment, check=True)
+        ledger = open_ledger(url, "Asia/Shanghai")
+        with reading(ledger) as connection:
+            assert set(connection.scalars(sa.select(usage_events.c.id))) == {e.id for e in events}
+            assert connection.scalar(sa.select(sa.func.sum(usage_hours.c.requests))) == len(events)
+            verify(connection)
+        ledger.dispose()
+
+
+def _wait_for_writer(server: Path, worker: subprocess.Popen[str]) -> int:
+    """The server process that stores the worker's events, while it does."""
+    query = """
+        SELECT pid FROM pg_stat_activity
+        WHERE datname = 'restarted' AND state = 'active' AND query LIKE 'COPY usage_events%'
+    """
+    deadline = time.monotonic() + 60
+    with administrator(server) as connection:
+        while time.monotonic() < deadline:
+            found = connection.execute(query).fetchone()
+            if found:
+                return int(found[0])
+            assert worker.poll() is None, "it ended before it was seen"
+    raise AssertionError("the worker stored nothing")
