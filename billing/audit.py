@@ -27,6 +27,8 @@ from billing.tables import (
     event_ids,
     usage_events,
 )
+from billing.training_runs import prove_runs
+from billing.wallets import prove_wallets
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Trace:
 
 
 def verify(connection: Connection, progress: Callable[[date], None] = lambda day: None) -> Verified:
-    """Recompute every closed bill and every event, and compare them with what was sealed and stored.
+    """Recompute every bill, event, wallet and training, and compare them with what was sealed and stored.
 
     Raises: AuditError: the first difference, named by record, day or event. ClosureError: the numbers of
         a bill disagree, named by day, subject and direction.
@@ -91,6 +93,8 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
             if told[name] != value:
                 raise AuditError("day_altered", f"{day}: {name} is {value}, but {told[name]} was sealed")
     prove_months(connection)
+    prove_wallets(connection)
+    prove_runs(connection)
     return Verified(count, len(closed), events, chain.head(connection))
 
 
