@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import date
+from itertools import chain
 from typing import NamedTuple
 
 import sqlalchemy as sa
@@ -58,11 +59,11 @@ def usage_to_bill(connection: Connection, day: date, usage_day: date) -> Iterato
     query = _own_usage(day) if usage_day == day else _owed_usage(usage_day)
     rows = connection.execute(query.order_by("user_id"), execution_options={"yield_per": _ROWS_AT_ONCE})
     stretch: list[Usage] = []
-    for row in rows:
-        if len(stretch) >= _ROWS_AT_ONCE and row.user_id != stretch[-1].user_id:
+    for usage in map(Usage._make, chain.from_iterable(rows.partitions())):
+        if len(stretch) >= _ROWS_AT_ONCE and usage.user_id != stretch[-1].user_id:
             yield stretch
             stretch = []
-        stretch.append(Usage._make(row))
+        stretch.append(usage)
     if stretch:
         yield stretch
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from datetime import date
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any, NamedTuple, NoReturn
 
@@ -19,10 +18,13 @@ from billing.owing import CLOSED, KEY, waiting_batches
 from billing.rating import DIRECTIONS, MINIMUM, UNRATED, Subject, quantities
 from billing.tables import COUNTS, bill_lines, event_batches, usage_events, usage_hours
 
-_LINE = (
-    "direction", "price_id", "tier", "discount_percent", "quantity_tokens", "tokens_before", "amount_minor",
-    "unit_price", "per_tokens", "currency",
-)  # fmt: skip
+_TERMS = ("direction", "price_id", "tier", "discount_percent", "unit_price", "per_tokens", "currency")
+_NUMBERS = ("quantity_tokens", "tokens_before", "amount_minor")
+_NUMBER_OF = {direction: number for number, direction in enumerate(DIRECTIONS)}
+_PAYER = 2  # user and project come first, then what decides the price
+_KEY_END = len(KEY)
+_TERMS_END = _KEY_END + len(_TERMS)
+_NUMBERS_END = _TERMS_END + len(_NUMBERS)
 
 
 class _Terms(NamedTuple):
@@ -75,8 +77,8 @@ def _counts(table: sa.Table, *where: sa.ColumnElement[bool], sign: int = 1) -> s
     """Token sums by subject, beside which the columns of lines are null."""
     keys = [table.c[name] for name in KEY]
     counts = [(sign * whole(sa.func.sum(table.c[name]))).label(name) for name in COUNTS]
-    blank = [sa.cast(sa.null(), bill_lines.c[name].type).label(name) for name in _LINE]
-    return sa.select(*keys, *counts, *blank).where(*where).group_by(*keys)
+    blank = [sa.cast(sa.null(), bill_lines.c[name].type).label(name) for name in (*_TERMS, *_NUMBERS)]
+    return sa.select(*keys, *blank, *counts).where(*where).group_by(*keys)
 
 
 def _prove(
@@ -86,41 +88,42 @@ def _prove(
     used: list[sa.Select[Any]],
     which: sa.ColumnElement[bool],
 ) -> None:
-    keys, columns = ([bill_lines.c[name] for name in names] for names in (KEY, _LINE))
+    columns = [bill_lines.c[name] for name in (*KEY, *_TERMS, *_NUMBERS)]
     no_counts = [sa.literal(0, sa.BigInteger).label(name) for name in COUNTS]
-    lines = sa.select(*keys, *no_counts, *columns).where(which)
-    query = sa.union_all(*used, lines).order_by("user_id")
-    rows = connection.execute(query, execution_options={"yield_per": 5000})
-    at = len(KEY)
+    query = sa.union_all(*used, sa.select(*columns, *no_counts).where(which)).order_by("user_id")
+    parts = connection.execute(query, execution_options={"yield_per": 5000}).partitions()
     prices: dict[tuple[Any, ...], ExactPrice] = {}
-    for _, of_user in groupby(map(tuple, rows), key=itemgetter(0)):
-        left: dict[tuple[Any, ...], int] = defaultdict(int)  # tokens used, less those on lines
+    for _, of_user in groupby(map(tuple, chain.from_iterable(parts)), key=itemgetter(0)):
+        left: dict[tuple[Any, ...], list[int]] = {}  # tokens used, less those on lines, by direction
         for row in of_user:
-            subject, direction = row[:at], row[at + 3]
+            subject, direction = row[:_KEY_END], row[_KEY_END]
             if direction is None:
-                payer = rater.subject(subject)
-                for name, used_tokens in zip(DIRECTIONS, quantities(*row[at : at + 3]), strict=True):
-                    left[(*payer, name)] += used_tokens
+                counts = quantities(*row[_NUMBERS_END:])
+                so_far = left.setdefault(rater.subject(subject), [0, 0, 0])
+                for number, tokens in enumerate(counts):
+                    so_far[number] += tokens
                 continue
-            tokens, before, amount = row[at + 7 : at + 10]
-            left[(*subject, direction)] -= tokens
-            said = (direction, *row[at + 4 : at + 7], *row[at + 10 :])
-            if said[1] == UNRATED:
+            tokens, before, amount = row[_TERMS_END:_NUMBERS_END]
+            if direction != MINIMUM:
+                left.setdefault(subject, [0, 0, 0])[_NUMBER_OF[direction]] -= tokens
+            if row[_KEY_END + 1] == UNRATED:
                 continue
-            key = (*subject[2:], *said)
-            price = prices.get(key)
+            said = row[_PAYER:_TERMS_END]
+            price = prices.get(said)
             if price is None:
-                price = prices[key] = _price_of_line(usage_day, rater, Subject(*subject), _Terms(*said))
+                terms = _Terms(*row[_KEY_END:_TERMS_END])
+                price = prices[said] = _price_of_line(usage_day, rater, Subject(*subject), terms)
             if direction == MINIMUM:
                 continue
-            owed = charge(before + tokens, price) - charge(before, price)
+            owed = charge(before + tokens, price) - (charge(before, price) if before else 0)
             if amount != owed:
                 what = f"{tokens} {direction} tokens after {before} cost {owed} minor units"
                 differ(usage_day, Subject(*subject), f"{what}, the lines say {amount}")
-        for (*whose, direction), tokens in left.items():
-            if tokens:
-                what = f"{tokens:+} {direction} tokens against the lines"
-                differ(usage_day, Subject(*whose), f"the usage is {what}")
+        for subject, differences in left.items():
+            for direction, tokens in zip(DIRECTIONS, differences, strict=True):
+                if tokens:
+                    what = f"the usage is {tokens:+} {direction} tokens against the lines"
+                    differ(usage_day, Subject(*subject), what)
 
 
 def _price_of_line(usage_day: date, rater: Rater, subject: Subject, said: _Terms) -> ExactPrice:

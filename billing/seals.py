@@ -135,5 +135,5 @@ def _what_differs(connection: Connection, batch: Mapping[str, Any], found: set[s
 def _line_leaves(connection: Connection, day: date) -> list[bytes]:
     """In the order of the hashes: databases disagree on the order of text, and lines may be many."""
     query = sa.select(bill_lines).where(bill_lines.c.day == day)
-    rows = connection.execute(query, execution_options={"yield_per": _EVENTS_AT_ONCE})
-    return sorted(leaf_hash(orjson.dumps(tuple(row))) for row in rows)
+    parts = connection.execute(query, execution_options={"yield_per": _EVENTS_AT_ONCE}).partitions()
+    return sorted(leaf_hash(orjson.dumps(tuple(row))) for part in parts for row in part)
