@@ -115,11 +115,11 @@ def test_an_id_with_other_content_is_told_and_the_first_stays(ledger: Engine, tm
     ],
 )
 def test_a_run_that_was_altered_after_its_import_is_found(
-    ledger: Engine, tmp_path: Path, change: sa.Executable
+    sqlite_ledger: Engine, tmp_path: Path, change: sa.Executable
 ) -> None:
     write_event(tmp_path, RUN, PoolPrice("12.50", "CNY"))
-    imported(ledger, tmp_path)
-    with writing(ledger) as connection:
+    imported(sqlite_ledger, tmp_path)
+    with writing(sqlite_ledger) as connection:
         prove_runs(connection)
         connection.execute(change)
         with pytest.raises(AuditError) as caught:
