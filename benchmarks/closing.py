@@ -1,0 +1,171 @@
+"""Closing a large day on PostgreSQL: beside a bare GROUP BY over its events, and as the ledger grows."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from collections.abc import Callable, Iterator
+from datetime import date, datetime, timezone
+from decimal import Decimal
+from multiprocessing import get_context
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Engine
+
+from benchmarks.ledger import ZONE, ZONE_NAME, postgres
+from benchmarks.model_server import Row
+from billing.aggregates import day_sums, roll_up
+from billing.bills import close_day, rate_day
+from billing.ledger import open_ledger, reading, writing
+from billing.price_book import sync_prices
+from billing.prices import Price
+from billing.store import prepare_days
+from billing.tables import usage_events
+from billing.tariff import Tariff
+from tallybook.calendar import day_interval
+
+EVENTS = int(os.environ.get("TALLYBOOK_BENCH_EVENTS", "1000000"))
+USERS = EVENTS // 100
+_PER_BATCH = 3000
+_LISTED = Price(
+    model="review-sentiment", model_version=None, effective_from=date(2026, 1, 1), currency="CNY",
+    per_tokens=1000, input=Decimal("0.80"), cached_input=Decimal("0.20"), output=Decimal("2.40"),
+)  # fmt: skip
+
+
+def fill(ledger: Engine, day: date, events: int, users: int) -> None:
+    """Make a day of usage inside the database: rows as ingest writes them, but for the hashes."""
+    prepare_days(ledger, [day])
+    start, seconds = day_interval(day, ZONE).start, 86_400 / events
+    with writing(ledger) as connection:
+        first = connection.scalar(sa.text("SELECT coalesce(max(id), 0) + 1 FROM event_batches"))
+        values = {
+            "day": day,
+            "first": first,
+            "start": start,
+            "step": seconds,
+            "events": events,
+            "users": users,
+        }
+        connection.execute(sa.text(_EVENTS.format(per_batch=_PER_BATCH)), values)
+        connection.execute(sa.text(_IDS), {"day": day})
+        connection.execute(sa.text(_BATCHES), {"day": day, "now": datetime.now(timezone.utc)})
+    with ledger.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql("VACUUM ANALYZE usage_events")
+
+
+_EVENTS = """
+    INSERT INTO usage_events (
+        day, id, batch_id, hour, source, time, user_id, project, department, model, model_version,
+        model_label, latency_class, context_band, operation, tokenizer_fingerprint, prompt_tokens, cached_tokens,
+        completion_tokens, usage_estimated, duration_seconds, client_ip, status, prompt_sha256
+    )
+    SELECT :day, to_char(moment, 'YYYYMMDDHH24MISS') || lpad(to_hex(n), 16, '0'), :first + n / {per_batch},
+        date_trunc('hour', moment), 'bench', moment, 'user-' || who, 'project-' || who % 100, 'retail',
+        'review-sentiment', (1 + who % 2)::text, '', 'standard', 0, 'analyze', repeat('f', 64),
+        20 + n % 577, 0, 20, false, 0.01, '10.0.0.1', 200, repeat('0', 64)
+    FROM (
+        SELECT n, :start + n * :step * interval '1 second' AS moment,
+            (CAST(:users AS integer) * power(random(), 2))::integer AS who
+        FROM generate_series(0, CAST(:events AS integer) - 1) AS n
+    ) AS generated
+"""
+_IDS = """
+    INSERT INTO event_ids SELECT id, batch_id, sha256(id::bytea) FROM usage_events WHERE day = :day
+"""
+_BATCHES = """
+    INSERT INTO event_batches (
+        id, day, bill_day, segment, offset_bytes, requests, prompt_tokens, cached_tokens, completion_tokens,
+        events_root, stored_at, rolled_up
+    )
+    SELECT batch_id, day, day, 'bench', batch_id, count(*), sum(prompt_tokens), 0, sum(completion_tokens),
+        sha256('bench'), :now, false
+    FROM usage_events WHERE day = :day GROUP BY day, batch_id
+"""
+
+
+def rows(_models_dir: Path) -> Iterator[Row]:
+    """Rating and closing a day beside a GROUP BY over its events, for two sizes with the same users."""
+    rating: list[float] = []
+    for events, day in ((EVENTS // 10, date(2026, 11, 19)), (EVENTS, date(2026, 11, 20))):
+        with postgres() as url:
+            ledger = open_ledger(url, ZONE_NAME)
+            fill(ledger, day, events, USERS)
+            rolled = _seconds(_roll_up, ledger)
+            bare = min(_seconds(_group, ledger, day) for _ in range(2))
+            with get_context("spawn").Pool(1) as other:  # so that its memory is its own
+                rated, closed, lines, megabytes = other.apply(_close, (url, day))
+            size = _bytes(ledger) / events
+            ledger.dispose()
+        rating.append(rated)
+        name = f"{events:,} events of {USERS:,} users"
+        yield _row(f"bare GROUP BY over {name}", bare, "s")
+        yield _row("  rolling them up into hours", rolled, "s", rolled / bare, "the GROUP BY")
+        yield _row(
+            f"  closing that day: rating, proof, seal; {lines:,} lines",
+            closed,
+            "s",
+            closed / bare,
+            "the GROUP BY",
+        )
+        yield _row("    memory of that process", megabytes, "MB")
+        yield _row("  ledger, indexes included", size, "bytes/event")
+    yield _row(
+        "rating that day from its hours",
+        rating[1],
+        "s",
+        rating[1] / rating[0],
+        "rating a tenth of the events",
+    )
+
+
+def _row(name: str, value: float, unit: str, ratio: float = 0, of: str = "") -> Row:
+    return {"name": name, "value": value, "unit": unit, "ratio": ratio, "of": of}
+
+
+def _roll_up(ledger: Engine) -> None:
+    with writing(ledger) as connection:
+        roll_up(connection)
+    with ledger.connect().execution_options(isolation_level="AUTOCOMMIT") as vacuum:
+        vacuum.exec_driver_sql("VACUUM ANALYZE")
+
+
+def _group(ledger: Engine, day: date) -> None:
+    sums = day_sums(usage_events, day).subquery()
+    with reading(ledger) as connection:
+        connection.scalar(sa.select(sa.func.count()).select_from(sums))
+
+
+def _close(url: str, day: date) -> tuple[float, float, int, float]:
+    """Seconds of rating and of closing, lines, and the most memory that this process had, in MB."""
+    ledger = open_ledger(url, ZONE_NAME)
+    with writing(ledger) as connection:
+        tariff = sync_prices(connection, Tariff((_LISTED,)))
+    rated = _seconds(_rate, ledger, day, tariff)
+    now = day_interval(day, ZONE).end
+    started = time.perf_counter()
+    with writing(ledger) as connection:
+        closing = close_day(connection, day, tariff, ZONE, now=now)
+    seconds = time.perf_counter() - started
+    ledger.dispose()
+    return rated, seconds, closing.lines, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _rate(ledger: Engine, day: date, tariff: Tariff) -> None:
+    """Rate the day and throw the draft away."""
+    with ledger.connect() as connection, connection.begin() as transaction:
+        rate_day(connection, day, tariff)
+        transaction.rollback()
+
+
+def _bytes(ledger: Engine) -> int:
+    with ledger.connect() as connection:
+        return int(connection.scalar(sa.text("SELECT pg_database_size(current_database())")) or 0)
+
+
+def _seconds(function: Callable[..., object], *arguments: object) -> float:
+    started = time.perf_counter()
+    function(*arguments)
+    return time.perf_counter() - started
