@@ -59,8 +59,8 @@ def fill(ledger: Engine, day: date, events: int, users: int) -> None:
 _EVENTS = """
     INSERT INTO usage_events (
         day, id, batch_id, hour, source, time, user_id, project, department, model, model_version,
-        model_label, latency_class, context_band, operation, tokenizer_fingerprint, prompt_tokens, cached_tokens,
-        completion_tokens, usage_estimated, duration_seconds, client_ip, status, prompt_sha256
+        model_label, latency_class, context_band, operation, tokenizer_fingerprint, prompt_tokens,
+        cached_tokens, completion_tokens, usage_estimated, duration_seconds, client_ip, status, prompt_sha256
     )
     SELECT :day, to_char(moment, 'YYYYMMDDHH24MISS') || lpad(to_hex(n), 16, '0'), :first + n / {per_batch},
         date_trunc('hour', moment), 'bench', moment, 'user-' || who, 'project-' || who % 100, 'retail',
