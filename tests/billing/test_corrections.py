@@ -13,6 +13,7 @@ from billing.discounts import Discount
 from billing.ledger import reading
 from billing.month_proof import prove_months
 from billing.prices import Price, Tier
+from billing.retention import drop_events
 from billing.tables import bill_lines
 from billing.tariff import Tariff
 from tallybook.usage import UsageEvent
@@ -217,3 +218,17 @@ def test_a_day_of_many_users_is_rated_in_stretches_of_users(
     close(ledger, NEXT, tariff=GRADUATED)
     assert sum(int(str(line[-1])) for line in lines(ledger, DAY)) == 7 * 90
     assert sum(int(str(line[-1])) for line in lines(ledger, NEXT)) == 7 * 30
+
+
+def test_what_comes_for_a_day_whose_events_were_dropped_is_billed_by_itself(ledger: Engine) -> None:
+    bring(ledger, [used(DAY, 100), used(DAY, 100)])
+    close(ledger, DAY, [LEAST])
+    assert [found.events for found in drop_events(ledger, NEXT)] == [2]
+    bring(ledger, [used(DAY, 100)])
+    closing = close(ledger, NEXT, [LEAST])
+    assert lines(ledger, NEXT, "quantity_requests") == [
+        (DAY, "input", 0, 100, 8),
+        (DAY, "minimum", 1, 0, 2),
+    ]
+    assert (closing.proof.requests, closing.proof.line_tokens) == (1, 100)
+    assert close(ledger, DAY, [LEAST]).proof.line_tokens == 200
