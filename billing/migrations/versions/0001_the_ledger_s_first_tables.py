@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -220,12 +219,12 @@ def upgrade() -> None:
         sa.Column("model_version", sa.Text(), nullable=False),
         sa.Column("model_label", sa.Text(), nullable=False),
         sa.Column("latency_class", sa.Text(), nullable=False),
-        sa.Column("context_band", sa.BigInteger(), nullable=False),
+        sa.Column("context_band", sa.Integer(), nullable=False),
         sa.Column("operation", sa.Text(), nullable=False),
         sa.Column("tokenizer_fingerprint", sa.Text(), nullable=False),
-        sa.Column("prompt_tokens", sa.BigInteger(), nullable=False),
-        sa.Column("cached_tokens", sa.BigInteger(), nullable=False),
-        sa.Column("completion_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("prompt_tokens", sa.Integer(), nullable=False),
+        sa.Column("cached_tokens", sa.Integer(), nullable=False),
+        sa.Column("completion_tokens", sa.Integer(), nullable=False),
         sa.Column("usage_estimated", sa.Boolean(), nullable=False),
         sa.Column("duration_seconds", sa.Double(), nullable=False),
         sa.Column("time_to_first_token_seconds", sa.Double(), nullable=True),
@@ -252,7 +251,7 @@ def upgrade() -> None:
         sa.Column("model_version", sa.Text(), nullable=False),
         sa.Column("model_label", sa.Text(), nullable=False),
         sa.Column("latency_class", sa.Text(), nullable=False),
-        sa.Column("context_band", sa.BigInteger(), nullable=False),
+        sa.Column("context_band", sa.Integer(), nullable=False),
         sa.Column("status", sa.Integer(), nullable=False),
         sa.Column("requests", sa.BigInteger(), nullable=False),
         sa.Column("prompt_tokens", sa.BigInteger(), nullable=False),
@@ -301,7 +300,7 @@ def upgrade() -> None:
         sa.Column("model_version", sa.Text(), nullable=False),
         sa.Column("model_label", sa.Text(), nullable=False),
         sa.Column("latency_class", sa.Text(), nullable=False),
-        sa.Column("context_band", sa.BigInteger(), nullable=False),
+        sa.Column("context_band", sa.Integer(), nullable=False),
         sa.Column("direction", sa.Text(), nullable=False),
         sa.Column("price_id", sa.Text(), nullable=False),
         sa.Column("tier", sa.Integer(), autoincrement=False, nullable=False),
