@@ -27,16 +27,18 @@ def prices() -> None:
 
 @prices.command("diff")
 def diff_command() -> None:
-    """Show what an import of the price file would change, and whether it may."""
+    """Show what an import would change."""
     with told_errors():
         _compare(*_opened())
 
 
 @prices.command("import")
 @click.option("--yes", is_flag=True, help="Import without asking.")
-@click.option("--by", "who", default=getpass.getuser, help="Who imports it.  [default: the system's user]")
+@click.option(
+    "--by", "who", default=getpass.getuser, help="Who the audit chain names.  [default: the system's user]"
+)
 def import_command(*, yes: bool, who: str) -> None:
-    """Show what changes, ask, and import prices, discounts and department rules; the audit chain says who."""
+    """Show the changes, ask, and import them."""
     with told_errors():
         ledger, tariff = _opened()
         shown = _compare(ledger, tariff)
