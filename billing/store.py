@@ -122,29 +122,42 @@ def store(connection: Connection, segment: str, offset: int, parsed: Parsed) -> 
     """
     result = IngestResult()
     poison = list(parsed.poison)
-    rows: dict[str, EventRow] = {}
-    repeated: list[tuple[Line, EventRow]] = []
-    line_of: dict[str, Line] = {}
-    for line, row in parsed.rows:
-        if row.id in rows:
-            repeated.append((line, row))
-        else:
-            rows[row.id] = row
-            line_of[row.id] = line
+    rows = {row.id: row for _, row in reversed(parsed.rows)}  # of the same id the first
     by_day: dict[date, list[EventRow]] = defaultdict(list)
     # In the order of their ids, so that two ingesters never wait for each other in a circle.
     for event_id in sorted(rows):
-        by_day[rows[event_id].day].append(rows[event_id])
-    batch_ids = _new_batch_ids(connection, len(by_day))
-    batch_of = dict(zip(sorted(by_day), batch_ids, strict=True))
-    new = _claim(connection, [(rows[i], batch_of[rows[i].day]) for i in sorted(rows)])
-    closed = closed_days(connection, by_day)
-    for day in sorted(by_day):
+        row = rows[event_id]
+        by_day[row.day].append(row)
+    days = sorted(by_day)
+    batch_of = dict(zip(days, _new_batch_ids(connection, len(days)), strict=True))
+    new = _claim(connection, [(i, batch_of[rows[i].day], rows[i].content_sha256) for i in sorted(rows)])
+    closed = closed_days(connection, days)
+    for day in days:
         fresh = [row for row in by_day[day] if row.id in new]
         if fresh:
             _write_batch(connection, batch_of[day], day, fresh, segment, offset, late=day in closed)
     result.stored = len(new)
-    repeated += [(line_of[i], row) for i, row in rows.items() if i not in new]
+    if len(new) < len(parsed.rows):
+        _judge_repeated(connection, parsed.rows, new, result, poison)
+    put_aside(connection, segment, poison, result)
+    return result
+
+
+def _judge_repeated(
+    connection: Connection,
+    rows: Iterable[tuple[Line, EventRow]],
+    new: set[str],
+    result: IngestResult,
+    poison: list[Poison],
+) -> None:
+    """Count what was there before, and refuse what says something else than what is stored."""
+    first = set(new)
+    repeated = []
+    for line, row in rows:
+        if row.id in first:
+            first.remove(row.id)
+        else:
+            repeated.append((line, row))
     contents = _contents(connection, sorted({row.id for _, row in repeated}))
     for line, row in repeated:
         if contents[row.id] == row.content_sha256:
@@ -152,8 +165,6 @@ def store(connection: Connection, segment: str, offset: int, parsed: Parsed) -> 
         else:
             message = f"event {row.id} is stored with another content, which stands"
             poison.append(Poison(line, "conflicting_duplicate", message))
-    put_aside(connection, segment, poison, result)
-    return result
 
 
 def put_aside(connection: Connection, segment: str, poison: Sequence[Poison], result: IngestResult) -> None:
@@ -200,11 +211,8 @@ def _new_batch_ids(connection: Connection, count: int) -> list[int]:
     return list(range(last + 1, last + 1 + count))
 
 
-def _claim(connection: Connection, rows: Sequence[tuple[EventRow, int]]) -> set[str]:
+def _claim(connection: Connection, claims: Sequence[tuple[str, int, bytes]]) -> set[str]:
     """Insert the ids that were never stored before, and give them back: the database decides duplicates."""
-    if not rows:
-        return set()
-    claims = [(row.id, batch_id, row.content_sha256) for row, batch_id in rows]
     if connection.dialect.name == "postgresql":
         return _claim_in_postgresql(connection, claims)
     known = _contents(connection, [claim[0] for claim in claims])

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,22 +81,19 @@ def believed_lines(data: bytes, offset: int, *, to_the_end: bool) -> Extract:
     Raises: DamagedSegmentError.
     """
     *whole, rest = data.split(b"\n")
+    starts = list(accumulate((len(raw) + 1 for raw in whole), initial=offset))
     believed: list[Line] = []
-    pending: list[Line] = []
-    position = reached = offset
-    for raw in whole:
-        start, position = position, position + len(raw) + 1
-        if not raw.startswith(_MARKER):
-            pending.append(Line(start, raw))
-            continue
-        if _is_committed(raw, len(pending), start):
-            believed += pending
-        pending = []
-        reached = position
+    done = 0  # lines up to here are decided
+    for number, raw in enumerate(whole):
+        if raw.startswith(_MARKER):
+            if _is_committed(raw, number - done, starts[number]):
+                believed += map(Line, starts[done:number], whole[done:number])
+            done = number + 1
     if not to_the_end:
-        return Extract(believed, None, reached)
-    torn = Line(position, rest) if rest and not rest.startswith(_MARKER) else None
-    return Extract(believed + pending, torn, position + len(rest))
+        return Extract(believed, None, starts[done])
+    believed += map(Line, starts[done:], whole[done:])
+    torn = Line(starts[-1], rest) if rest and not rest.startswith(_MARKER) else None
+    return Extract(believed, torn, starts[-1] + len(rest))
 
 
 def _is_committed(raw: bytes, pending: int, offset: int) -> bool:
