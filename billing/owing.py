@@ -111,14 +111,8 @@ def _days_priced_since(connection: Connection, day: date, price_list: PriceList)
         bill_totals.c.price_id == UNRATED, bill_totals.c.quantity_tokens != 0
     )
     line, found = bill_lines.c, set()
+    columns = [line[name] for name in ("usage_day", "model", "model_version", "model_label", *RATED_BY)]
     for month in sorted(set(connection.scalars(months))):
-        columns = (
-            line.usage_day,
-            line.model,
-            line.model_version,
-            line.model_label,
-            *(line[n] for n in RATED_BY),
-        )
         query = (
             sa.select(*columns)
             .where(
@@ -127,9 +121,9 @@ def _days_priced_since(connection: Connection, day: date, price_list: PriceList)
                 line.usage_day < min(next_month(month), day),
                 line.day.in_(CLOSED),
             )
-            .group_by(*columns, line.user_id, line.project, line.department, line.direction)
+            .group_by(*columns)
+            # What each user has left is 0 or more, so nobody has any left where the sum is 0.
             .having(sa.func.sum(line.quantity_tokens) != 0)
-            .distinct()
         )
         for usage_day, model, version, label, latency_class, band in connection.execute(query):
             price = price_list.in_force(
