@@ -41,20 +41,20 @@ def lines(ledger: Engine, day: date, *names: str) -> list[tuple[object, ...]]:
         return sorted(map(tuple, connection.execute(query)), key=repr)
 
 
-def test_rounding_is_carried_through_the_month_and_begins_anew_with_the_next(ledger: Engine) -> None:
+def test_rounding_is_carried_through_the_month_and_begins_anew_with_the_next(sqlite_ledger: Engine) -> None:
     days = [date(2026, 10, 29), date(2026, 10, 30), date(2026, 10, 31), date(2026, 11, 1)]
     for day in days:
-        bring(ledger, [used(day, 6)])  # 0.0048
-        close(ledger, day)
-    assert [lines(ledger, day)[0][-1] for day in days] == [0, 1, 0, 0]
+        bring(sqlite_ledger, [used(day, 6)])  # 0.0048
+        close(sqlite_ledger, day)
+    assert [lines(sqlite_ledger, day)[0][-1] for day in days] == [0, 1, 0, 0]
 
 
-def test_graduated_tiers_are_filled_through_the_month(ledger: Engine) -> None:
+def test_graduated_tiers_are_filled_through_the_month(sqlite_ledger: Engine) -> None:
     for day, tokens in ((DAY, 700), (NEXT, 700)):
-        bring(ledger, [used(day, tokens)])
-        close(ledger, day, tariff=GRADUATED)
-    assert lines(ledger, DAY, "tier") == [(DAY, "input", 0, 700, 56)]
-    assert lines(ledger, NEXT, "tier") == [(NEXT, "input", 0, 300, 24), (NEXT, "input", 1, 400, 20)]
+        bring(sqlite_ledger, [used(day, tokens)])
+        close(sqlite_ledger, day, tariff=GRADUATED)
+    assert lines(sqlite_ledger, DAY, "tier") == [(DAY, "input", 0, 700, 56)]
+    assert lines(sqlite_ledger, NEXT, "tier") == [(NEXT, "input", 0, 300, 24), (NEXT, "input", 1, 400, 20)]
 
 
 def test_a_late_event_that_crosses_a_volume_tier_takes_the_months_tokens_with_it(ledger: Engine) -> None:
@@ -71,16 +71,16 @@ def test_a_late_event_that_crosses_a_volume_tier_takes_the_months_tokens_with_it
     assert (closing.proof.line_tokens, closing.proof.amount_minor) == (400, -7)
 
 
-def test_tiers_count_each_payers_tokens_apart(ledger: Engine) -> None:
-    bring(ledger, [used(DAY, 800), used(DAY, 800, user="user-b"), used(DAY, 800, project="ads")])
-    close(ledger, DAY, tariff=GRADUATED)
-    assert lines(ledger, DAY, "tier") == [(DAY, "input", 0, 800, 64)] * 3
+def test_tiers_count_each_payers_tokens_apart(sqlite_ledger: Engine) -> None:
+    bring(sqlite_ledger, [used(DAY, 800), used(DAY, 800, user="user-b"), used(DAY, 800, project="ads")])
+    close(sqlite_ledger, DAY, tariff=GRADUATED)
+    assert lines(sqlite_ledger, DAY, "tier") == [(DAY, "input", 0, 800, 64)] * 3
 
 
-def test_versions_of_a_model_fill_the_tiers_of_its_price_together(ledger: Engine) -> None:
-    bring(ledger, [used(DAY, 800), used(DAY, 800, model_version="2")])
-    close(ledger, DAY, tariff=GRADUATED)
-    assert lines(ledger, DAY, "model_version", "tier") == [
+def test_versions_of_a_model_fill_the_tiers_of_its_price_together(sqlite_ledger: Engine) -> None:
+    bring(sqlite_ledger, [used(DAY, 800), used(DAY, 800, model_version="2")])
+    close(sqlite_ledger, DAY, tariff=GRADUATED)
+    assert lines(sqlite_ledger, DAY, "model_version", "tier") == [
         (DAY, "input", "1", 0, 800, 64),
         (DAY, "input", "2", 0, 200, 16),
         (DAY, "input", "2", 1, 600, 30),
@@ -144,20 +144,20 @@ def test_unrated_tokens_get_their_price_tiers_and_discount_as_corrections(ledger
     assert close(ledger, THIRD, tariff=priced).lines == 0
 
 
-def test_a_day_before_the_first_price_stays_unrated(ledger: Engine) -> None:
-    bring(ledger, [used(DAY, 100), used(NEXT, 100)])
+def test_a_day_before_the_first_price_stays_unrated(sqlite_ledger: Engine) -> None:
+    bring(sqlite_ledger, [used(DAY, 100), used(NEXT, 100)])
     for day in (DAY, NEXT, THIRD):
-        close(ledger, day, [a_price(effective_from=NEXT)])
-    assert lines(ledger, DAY) == [(DAY, "input", 100, None)]
-    assert lines(ledger, NEXT) == [(NEXT, "input", 100, 8)]
-    assert lines(ledger, THIRD) == []
+        close(sqlite_ledger, day, [a_price(effective_from=NEXT)])
+    assert lines(sqlite_ledger, DAY) == [(DAY, "input", 100, None)]
+    assert lines(sqlite_ledger, NEXT) == [(NEXT, "input", 100, 8)]
+    assert lines(sqlite_ledger, THIRD) == []
 
 
-def test_a_price_for_some_of_the_unrated_leaves_the_rest(ledger: Engine) -> None:
-    bring(ledger, [used(DAY, 100), used(DAY, 200, model="m2"), used(DAY, 300, latency_class="batch")])
-    close(ledger, DAY, ())
-    close(ledger, NEXT, [a_price(latency_class="batch")])
-    assert lines(ledger, NEXT, "latency_class") == [
+def test_a_price_for_some_of_the_unrated_leaves_the_rest(sqlite_ledger: Engine) -> None:
+    bring(sqlite_ledger, [used(DAY, 100), used(DAY, 200, model="m2"), used(DAY, 300, latency_class="batch")])
+    close(sqlite_ledger, DAY, ())
+    close(sqlite_ledger, NEXT, [a_price(latency_class="batch")])
+    assert lines(sqlite_ledger, NEXT, "latency_class") == [
         (DAY, "input", "batch", -300, None),
         (DAY, "input", "batch", 300, 24),
     ]
@@ -184,11 +184,11 @@ def test_a_rule_says_who_pays_from_its_day_on_for_late_usage_too(ledger: Engine)
 LEAST = a_price(minimum=Decimal("0.10"))
 
 
-def test_a_minimum_tops_requests_up_one_by_one(ledger: Engine) -> None:
-    bring(ledger, [used(DAY, 100), used(DAY, 100), used(DAY, 5000), used(DAY, 0, status=500)])
-    closing = close(ledger, DAY, [LEAST])
+def test_a_minimum_tops_requests_up_one_by_one(sqlite_ledger: Engine) -> None:
+    bring(sqlite_ledger, [used(DAY, 100), used(DAY, 100), used(DAY, 5000), used(DAY, 0, status=500)])
+    closing = close(sqlite_ledger, DAY, [LEAST])
     # Two requests of 0.08 lack 0.02 each; the third is dear enough, the fourth failed.
-    assert lines(ledger, DAY, "quantity_requests", "unit_price") == [
+    assert lines(sqlite_ledger, DAY, "quantity_requests", "unit_price") == [
         (DAY, "input", 0, "0.80", 5200, 416),
         (DAY, "minimum", 2, "0.10", 0, 4),
     ]

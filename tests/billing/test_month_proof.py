@@ -12,8 +12,9 @@ from tests.billing.test_corrections import GRADUATED, NEXT, THIRD, used
 
 
 @pytest.fixture
-def closed(ledger: Engine) -> Engine:
+def closed(sqlite_ledger: Engine) -> Engine:
     """Two closed days and a draft, in two tiers, with unrated tokens."""
+    ledger = sqlite_ledger
     for day in (DAY, NEXT):
         bring(ledger, [used(day, 700), an_event(time=at(day), model="unpriced")])
         close(ledger, day, tariff=GRADUATED)

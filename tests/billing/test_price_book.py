@@ -121,14 +121,16 @@ def and_rule(rule: DepartmentRule) -> Tariff:
         and_rule(DepartmentRule(None, "search", "sales", DAY)),
     ],
 )
-def test_what_is_billed_keeps_its_price_discount_and_department(ledger: Engine, changed: Tariff) -> None:
-    imported(ledger, TODAY)
-    bring(ledger, [an_event(), an_event(user="user-b")])
-    close(ledger, DAY, tariff=TODAY)
+def test_what_is_billed_keeps_its_price_discount_and_department(
+    sqlite_ledger: Engine, changed: Tariff
+) -> None:
+    imported(sqlite_ledger, TODAY)
+    bring(sqlite_ledger, [an_event(), an_event(user="user-b")])
+    close(sqlite_ledger, DAY, tariff=TODAY)
     with pytest.raises(PricesError) as refused:
-        imported(ledger, changed)
+        imported(sqlite_ledger, changed)
     assert refused.value.code == "price_changes_past"
-    with reading(ledger) as connection:
+    with reading(sqlite_ledger) as connection:
         assert not changes(connection, TODAY)
 
 
@@ -167,13 +169,13 @@ def test_what_nothing_was_billed_by_may_come_at_any_day(sqlite_ledger: Engine, c
         department_rules.update().where(department_rules.c.user_id == "user-a").values(department="other"),
     ],
 )
-def test_an_altered_price_book_is_found(ledger: Engine, tampering: sa.Executable) -> None:
-    imported(ledger, FULL)
-    prove(ledger)
-    with writing(ledger) as connection:
+def test_an_altered_price_book_is_found(sqlite_ledger: Engine, tampering: sa.Executable) -> None:
+    imported(sqlite_ledger, FULL)
+    prove(sqlite_ledger)
+    with writing(sqlite_ledger) as connection:
         connection.execute(tampering)
     with pytest.raises(AuditError) as found:
-        prove(ledger)
+        prove(sqlite_ledger)
     assert found.value.code == "price_altered"
 
 
