@@ -29,26 +29,27 @@ from tallybook.calendar import day_interval
 EVENTS = int(os.environ.get("TALLYBOOK_BENCH_EVENTS", "1000000"))
 USERS = EVENTS // 100
 _PER_BATCH = 3000
-_LISTED = Price(
+LISTED = Price(
     model="review-sentiment", model_version=None, effective_from=date(2026, 1, 1), currency="CNY",
     per_tokens=1000, input=Decimal("0.80"), cached_input=Decimal("0.20"), output=Decimal("2.40"),
 )  # fmt: skip
 
 
-def fill(ledger: Engine, day: date, events: int, users: int) -> None:
-    """Make a day of usage inside the database: rows as ingest writes them, but for the hashes."""
+def fill(ledger: Engine, day: date, events: int, users: int, *, hashed: bool = True) -> None:
+    """Make a day of usage inside the database: rows as ingest writes them, but with made-up hashes.
+
+    `hashed`: whether the events have the hash of their prompt.
+    """
     prepare_days(ledger, [day])
     start, seconds = day_interval(day, ZONE).start, 86_400 / events
     with writing(ledger) as connection:
-        first = connection.scalar(sa.text("SELECT coalesce(max(id), 0) + 1 FROM event_batches"))
+        first = connection.scalar(sa.text("SELECT nextval('event_batches_id_seq')")) or 1
+        taken = {"last": first + events // _PER_BATCH}
+        connection.execute(sa.text("SELECT setval('event_batches_id_seq', :last)"), taken)
         values = {
-            "day": day,
-            "first": first,
-            "start": start,
-            "step": seconds,
-            "events": events,
-            "users": users,
-        }
+            "day": day, "first": first, "start": start, "step": seconds, "events": events, "users": users,
+            "prompt": "0" * 64 if hashed else None,
+        }  # fmt: skip
         connection.execute(sa.text(_EVENTS.format(per_batch=_PER_BATCH)), values)
         connection.execute(sa.text(_IDS), {"day": day})
         connection.execute(sa.text(_BATCHES), {"day": day, "now": datetime.now(timezone.utc)})
@@ -65,7 +66,7 @@ _EVENTS = """
     SELECT :day, to_char(moment, 'YYYYMMDDHH24MISS') || lpad(to_hex(n), 16, '0'), :first + n / {per_batch},
         date_trunc('hour', moment), 'bench', moment, 'user-' || who, 'project-' || who % 100, 'retail',
         'review-sentiment', (1 + who % 2)::text, '', 'standard', 0, 'analyze', repeat('f', 64),
-        20 + n % 577, 0, 20, false, 0.01, '10.0.0.1', 200, repeat('0', 64)
+        20 + n % 577, 0, 20, false, 0.01, '10.0.0.1', 200, CAST(:prompt AS text)
     FROM (
         SELECT n, :start + n * :step * interval '1 second' AS moment,
             (CAST(:users AS integer) * power(random(), 2))::integer AS who
@@ -97,7 +98,7 @@ def rows(_models_dir: Path) -> Iterator[Row]:
             bare = min(_seconds(_group, ledger, day) for _ in range(2))
             with get_context("spawn").Pool(1) as other:  # so that its memory is its own
                 rated, closed, lines, megabytes = other.apply(_close, (url, day))
-            size = _bytes(ledger) / events
+            size = ledger_bytes(ledger) / events
             ledger.dispose()
         rating.append(rated)
         name = f"{events:,} events of {USERS:,} users"
@@ -142,7 +143,7 @@ def _close(url: str, day: date) -> tuple[float, float, int, float]:
     """Seconds of rating and of closing, lines, and the most memory that this process had, in MB."""
     ledger = open_ledger(url, ZONE_NAME)
     with writing(ledger) as connection:
-        tariff = sync_prices(connection, Tariff((_LISTED,)))
+        tariff = sync_prices(connection, Tariff((LISTED,)))
     rated = _seconds(_rate, ledger, day, tariff)
     now = day_interval(day, ZONE).end
     started = time.perf_counter()
@@ -160,7 +161,8 @@ def _rate(ledger: Engine, day: date, tariff: Tariff) -> None:
         transaction.rollback()
 
 
-def _bytes(ledger: Engine) -> int:
+def ledger_bytes(ledger: Engine) -> int:
+    """The size of its database, indexes included."""
     with ledger.connect() as connection:
         return int(connection.scalar(sa.text("SELECT pg_database_size(current_database())")) or 0)
 

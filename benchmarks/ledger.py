@@ -68,9 +68,9 @@ def write_journal(segment: Path, told: Iterable[UsageEvent]) -> None:
 
 
 @contextmanager
-def postgres() -> Iterator[str]:
+def postgres(*options: str) -> Iterator[str]:
     """The URL of an empty database on a server that syncs, as in production."""
-    with running_server(*_SERVER) as folder:
+    with running_server(*_SERVER, *options) as folder:
         with administrator(folder) as connection:
             connection.execute("CREATE DATABASE bench")
         yield f"postgresql+psycopg://postgres@/bench?host={folder}"
