@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from datetime import date
 from typing import Any
 
-from billing.month_totals import Account, TokensByAccount
+from billing.month_totals import TokensByAccount
 from billing.owing import Usage
 from billing.rating import (
     DIRECTIONS,
@@ -110,16 +110,17 @@ def minimum_line(
 def _rated(
     days: tuple[str, str], subject: Subject, terms: Terms, quantity: int, before: TokensByAccount
 ) -> list[tuple[Any, ...]]:
-    price_id, discount, unit_prices = terms.price_id, terms.discount, terms.unit_prices
-    account = Account(subject[0], subject[1], subject[2], terms.direction, price_id, discount)
-    charges = terms.charges(before[account], quantity)
-    before[account] += quantity
+    direction, price_id, discount = terms.direction, terms.price_id, terms.discount
+    account = (subject[0], subject[1], subject[2], direction, price_id, discount)
+    so_far = before[account]
+    before[account] = so_far + quantity
+    price, unit_prices, key = terms.price, terms.unit_prices, days + subject
     return [
         (
-            *days, *subject, terms.direction, price_id, tier, discount, tokens, 0, tokens_before,
-            unit_prices[tier], terms.price.per_tokens, terms.price.currency, amount,
+            *key, direction, price_id, tier, discount, tokens, 0, tokens_before,
+            unit_prices[tier], price.per_tokens, price.currency, amount,
         )
-        for tier, tokens_before, tokens, amount in charges
+        for tier, tokens_before, tokens, amount in terms.charges(so_far, quantity)
     ]  # fmt: skip
 
 

@@ -29,7 +29,7 @@ class Account(NamedTuple):
     discount_percent: str
 
 
-TokensByAccount: TypeAlias = "defaultdict[Account, int]"
+TokensByAccount: TypeAlias = "defaultdict[tuple[str, ...], int]"  # keys as Account has them
 
 
 def month_of(day: date) -> date:
