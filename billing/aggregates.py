@@ -28,9 +28,10 @@ def roll_up(connection: Connection) -> int:
     return sum(_roll_up_day(connection, day) for day in sorted(connection.scalars(waiting)))
 
 
-def rebuild_day(connection: Connection, day: date) -> None:
+def rebuild_day(connection: Connection, day: date) -> int:
     """Make the hours of one day anew from its events: the same numbers, or the day was wrong before.
 
+    Returns: how many rows of hours there are.
     Raises: LedgerError: retention has dropped events of that day (code events_dropped).
     """
     if _has_dropped(connection, day):
@@ -39,6 +40,8 @@ def rebuild_day(connection: Connection, day: date) -> None:
     connection.execute(usage_hours.delete().where(usage_hours.c.day == day))
     connection.execute(event_batches.update().where(event_batches.c.day == day).values(rolled_up=False))
     _roll_up_day(connection, day)
+    count = sa.select(sa.func.count()).select_from(usage_hours).where(usage_hours.c.day == day)
+    return connection.execute(count).scalar_one()
 
 
 def day_sums(table: sa.Table, day: date) -> sa.Select[Any]:

@@ -1,4 +1,4 @@
-"""Stored events on the command line: what was set aside, and what is old enough to drop."""
+"""Stored events on the command line: what was set aside, their hours, and what is old enough to drop."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from datetime import datetime
 import click
 import sqlalchemy as sa
 
+from billing.aggregates import rebuild_day
 from billing.cli_errors import told_errors
 from billing.events import EventReader
-from billing.ledger import open_ledger, reading
+from billing.ledger import lock_ledger, open_ledger, reading, writing
 from billing.retention import drop_events
 from billing.settings import BillingSettings
 from billing.store import retry_set_aside
@@ -18,7 +19,7 @@ from billing.tables import set_aside as lines
 
 @click.group()
 def events() -> None:
-    """See and read again what was set aside; drop the rows of proven events."""
+    """Set-aside lines, hourly aggregates, and rows old enough to drop."""
 
 
 @events.command("set-aside")
@@ -33,7 +34,7 @@ def list_set_aside() -> None:
             f"{row.set_aside_at:%Y-%m-%d %H:%M} {row.code:<22} {row.segment} at byte {row.offset_bytes:,}"
         )
         click.echo(f"  {row.message}")
-    click.echo(f"{len(rows):,} lines are set aside.")
+    click.echo(f"{len(rows):,} set aside.")
 
 
 @events.command()
@@ -59,3 +60,15 @@ def drop(before: datetime) -> None:
         settings = BillingSettings()
         for dropped in drop_events(open_ledger(settings.ledger_url, settings.time_zone), before.date()):
             click.echo(f"{dropped.day}: {dropped.events:,} events proven and dropped.")
+
+
+@events.command()
+@click.argument("day", type=click.DateTime(["%Y-%m-%d"]), metavar="YYYY-MM-DD")
+def rebuild(day: datetime) -> None:
+    """Make a day's hourly aggregates anew from its events; they come to the same, or were wrong."""
+    with told_errors():
+        settings = BillingSettings()
+        with writing(open_ledger(settings.ledger_url, settings.time_zone)) as connection:
+            lock_ledger(connection)
+            hours = rebuild_day(connection, day.date())
+    click.echo(f"{day.date()}: {hours:,} hourly aggregates made anew.")

@@ -49,7 +49,7 @@ HELP = {
     "mail": "Mail a day's bill, or write it to the outbox.",
     "statement": "Show what a month's bills come to, and how that was rounded.",
     "export": "Write closed bills for other programs: FOCUS, Beancount.",
-    "events": "See and read again what was set aside; drop the rows of proven events.",
+    "events": "Set-aside lines, hourly aggregates, and rows old enough to drop.",
     "audit": "Prove closed bills, and walk a request to its bill.",
     "reconcile": "Set what was metered against the model servers' own counters.",
     "costs": "Set what machines and trainings cost against what was billed.",
