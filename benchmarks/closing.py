@@ -21,7 +21,7 @@ from billing.bills import close_day, rate_day
 from billing.ledger import open_ledger, reading, writing
 from billing.price_book import sync_prices
 from billing.prices import Price
-from billing.store import prepare_days
+from billing.store import partition_name, prepare_days
 from billing.tables import usage_events
 from billing.tariff import Tariff
 from tallybook.calendar import day_interval
@@ -54,7 +54,7 @@ def fill(ledger: Engine, day: date, events: int, users: int, *, hashed: bool = T
         connection.execute(sa.text(_IDS), {"day": day})
         connection.execute(sa.text(_BATCHES), {"day": day, "now": datetime.now(timezone.utc)})
     with ledger.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql("VACUUM ANALYZE usage_events")
+        connection.exec_driver_sql(f"VACUUM ANALYZE {partition_name(day)}")
 
 
 _EVENTS = """

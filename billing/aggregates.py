@@ -68,6 +68,7 @@ def prove_hours(connection: Connection, day: date) -> None:
     if _has_dropped(connection, day):
         _prove_totals(connection, day)
         return
+    _use_every_core(connection)
     keys = (*SUBJECT, *RATED_BY)
     both = _one_side(usage_events, "events", day).union_all(_one_side(usage_hours, "hours", day)).subquery()
     sums = [both.c[f"{kind}_{name}"] for kind in _SIDES for name in _SUMS]
@@ -87,6 +88,16 @@ def prove_hours(connection: Connection, day: date) -> None:
             f"{day}, user {row['user_id']}, project {row['project']}, {row['model']} {row['model_version']}: "
             f"the events are {events}; the hourly aggregates are {hours}",
         )
+
+
+def _use_every_core(connection: Connection) -> None:
+    """Let PostgreSQL sum in parallel until the transaction ends.
+
+    Left alone it does not: it takes the groups for too many to be worth putting together.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("SET LOCAL parallel_setup_cost = 0")
+        connection.exec_driver_sql("SET LOCAL parallel_tuple_cost = 0")
 
 
 def _one_side(table: sa.Table, side: str, day: date) -> sa.Select[Any]:
