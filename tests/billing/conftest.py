@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from billing.ledger import open_ledger, reading
@@ -23,47 +27,86 @@ def postgres_server() -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture
-def postgres_url(postgres_server: Path) -> Iterator[str]:
-    """The SQLAlchemy URL of a fresh, empty database, dropped after the test."""
+@contextmanager
+def new_database(server: Path, like: str = "template1") -> Iterator[str]:
+    """The SQLAlchemy URL of a database of its own, dropped after the block."""
     name = f"test_{uuid4().hex}"
-    with administrator(postgres_server) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"')
-    yield f"postgresql+psycopg://postgres@/{name}?host={postgres_server}"
-    with administrator(postgres_server) as connection:
+    with administrator(server) as connection:
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{like}"')
+    yield f"postgresql+psycopg://postgres@/{name}?host={server}"
+    with administrator(server) as connection:
         connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of an empty ledger, to copy: its migrations run once."""
+    file = tmp_path_factory.mktemp("template") / "ledger.db"
+    open_ledger(f"sqlite:///{file}", TIME_ZONE).dispose()
+    return file
+
+
+@pytest.fixture(scope="session")
+def postgres_template(postgres_server: Path) -> Iterator[str]:
+    """The name of a database with an empty ledger, to copy: its migrations run once."""
+    with new_database(postgres_server) as url:
+        open_ledger(url, TIME_ZONE).dispose()
+        yield str(sa.make_url(url).database)
+
+
+@pytest.fixture
+def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
+    """The URL of an empty ledger on SQLite."""
+    return f"sqlite:///{shutil.copyfile(sqlite_template, tmp_path / 'ledger.db')}"
+
+
+@pytest.fixture
+def postgres_url(postgres_server: Path, postgres_template: str) -> Iterator[str]:
+    """The URL of an empty ledger on PostgreSQL."""
+    with new_database(postgres_server, like=postgres_template) as url:
+        yield url
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def ledger_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+def ledger_url(request: pytest.FixtureRequest) -> str:
     """The URL of an empty ledger, once on SQLite and once on PostgreSQL."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'ledger.db'}"
-    url: str = request.getfixturevalue("postgres_url")
+    url: str = request.getfixturevalue({"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param])
     return url
 
 
 @pytest.fixture
 def ledger(ledger_url: str) -> Iterator[Engine]:
     """An open, empty ledger with its days in Asia/Shanghai, on SQLite and on PostgreSQL."""
-    engine = open_ledger(ledger_url, TIME_ZONE)
+    engine = forgetful(open_ledger(ledger_url, TIME_ZONE))
     yield engine
     engine.dispose()
 
 
 @pytest.fixture
-def sqlite_ledger(tmp_path: Path) -> Iterator[Engine]:
+def sqlite_ledger(sqlite_url: str) -> Iterator[Engine]:
     """An open, empty ledger on SQLite, for tests whose subject is not the database."""
-    engine = open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}", TIME_ZONE)
+    engine = forgetful(open_ledger(sqlite_url, TIME_ZONE))
     yield engine
     engine.dispose()
+
+
+def forgetful(ledger: Engine) -> Engine:
+    """The ledger, no longer waiting for the disk: when the machine stops, so have the tests."""
+    if ledger.dialect.name == "sqlite":
+
+        @sa.event.listens_for(ledger, "connect")
+        def _do_not_wait(connection: Any, _record: object) -> None:
+            connection.execute("PRAGMA synchronous = OFF")
+
+        ledger.dispose()  # the connections that wait
+    return ledger
 
 
 @pytest.fixture(scope="session")
 def november_ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """A ledger on SQLite with a generated November, brought there as in production. Only to be read."""
     folder = tmp_path_factory.mktemp("november")
-    engine = open_ledger(f"sqlite:///{folder / 'ledger.db'}", TIME_ZONE)
+    engine = forgetful(open_ledger(f"sqlite:///{folder / 'ledger.db'}", TIME_ZONE))
     bill_november(engine, folder / "journal")
     yield engine
     engine.dispose()

@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -11,23 +13,51 @@ import billing.ledger
 from billing.errors import LedgerError
 from billing.ledger import lock_ledger, open_ledger, reading, share_ledger, writing
 from billing.tables import metadata, set_aside
+from tests.billing.conftest import new_database
 
 
-def test_the_migrations_make_the_tables_that_the_code_uses(ledger: Engine) -> None:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def nothing_yet(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a ledger that nobody has opened: no file, or a database without tables."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'ledger.db'}"
+    else:
+        with new_database(request.getfixturevalue("postgres_server")) as url:
+            yield url
+
+
+def test_the_migrations_make_the_tables_that_the_code_uses(nothing_yet: str) -> None:
+    ledger = open_ledger(nothing_yet, "Asia/Shanghai")
     with reading(ledger) as connection:
         context = MigrationContext.configure(connection, opts={"version_table": "ledger_version"})
         assert compare_metadata(context, metadata) == []
+    ledger.dispose()
 
 
-def test_opening_a_ledger_again_changes_nothing(ledger_url: str) -> None:
-    open_ledger(ledger_url, "Asia/Shanghai").dispose()
-    open_ledger(ledger_url, "Asia/Shanghai").dispose()
+def test_several_that_open_a_new_ledger_at_once_find_the_same(nothing_yet: str) -> None:
+    def tables(_number: int) -> list[str]:
+        ledger = open_ledger(nothing_yet, "Asia/Shanghai")
+        try:
+            with reading(ledger) as connection:
+                return sorted(sa.inspect(connection).get_table_names())
+        finally:
+            ledger.dispose()
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(tables, range(4)))
+    assert found == [found[0]] * 4
+    assert set(metadata.tables) <= set(found[0])
 
 
-def test_a_ledger_is_not_continued_in_another_time_zone(ledger_url: str) -> None:
-    open_ledger(ledger_url, "Asia/Shanghai").dispose()
+def test_opening_a_ledger_again_changes_nothing(nothing_yet: str) -> None:
+    open_ledger(nothing_yet, "Asia/Shanghai").dispose()
+    open_ledger(nothing_yet, "Asia/Shanghai").dispose()
+
+
+def test_a_ledger_is_not_continued_in_another_time_zone(nothing_yet: str) -> None:
+    open_ledger(nothing_yet, "Asia/Shanghai").dispose()
     with pytest.raises(LedgerError) as refused:
-        open_ledger(ledger_url, "Europe/Berlin")
+        open_ledger(nothing_yet, "Europe/Berlin")
     assert refused.value.code == "time_zone_changed"
 
 
