@@ -139,7 +139,7 @@ from training.tokenizer import build_tokenizer
 
 tokenizer = build_tokenizer(["好"])
 model = ReviewClassifier(ModelConfig(tokenizer.get_vocab_size(), width=8, bigram_bits=4, ngram_bits=4), 1)
-export._flush_folder = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
+export.flush_folder = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
 export.export_model(model, tokenizer, Path(sys.argv[1]), "reviews", export.Provenance({}, {}, {}, {}))
 """
 
