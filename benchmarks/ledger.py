@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
+from multiprocessing import get_context
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
@@ -22,7 +23,7 @@ from billing.bulk import insert_rows
 from billing.events import EventReader
 from billing.ingest import store_journal
 from billing.ledger import open_ledger, writing
-from billing.store import _COLUMNS
+from billing.store import EVENT_COLUMNS
 from billing.tables import usage_events
 from tallybook.segments import committed
 from tallybook.usage import UsageEvent
@@ -32,6 +33,7 @@ ZONE_NAME = "Asia/Shanghai"
 ZONE = ZoneInfo(ZONE_NAME)
 DAY = date(2026, 11, 20)
 EVENTS, USERS = 200_000, 20_000
+_ledger: Engine  # of a process of the pool
 _SERVER = ("-c", "shared_buffers=2GB", "-c", "max_wal_size=8GB", "-c", "work_mem=256MB")
 
 
@@ -79,11 +81,33 @@ def postgres(*options: str) -> Iterator[str]:
 def rows(_models_dir: Path) -> Iterator[Row]:
     """Ingest of the same events, raw and through the ledger, on both databases."""
     with tempfile.TemporaryDirectory() as folder, postgres() as url:
-        journal = Path(folder) / "journal"
-        journal.mkdir()
-        write_journal(journal / "1.jsonl", events(EVENTS, USERS))
-        yield from _ingest(url, journal, "raw COPY into PostgreSQL")
-        yield from _ingest(f"sqlite:///{folder}/ledger.db", journal, "raw executemany into SQLite")
+        journals = [Path(folder) / str(number) for number in range(2)]
+        for number, journal in enumerate(journals):
+            journal.mkdir()
+            for part in range(4):
+                seed = 1 + 4 * number + part
+                write_journal(journal / f"{seed}.jsonl", events(EVENTS // 4, USERS, seed=seed))
+        yield from _ingest(url, journals[0], "raw COPY into PostgreSQL")
+        with get_context("spawn").Pool(2, _begin, (url,)) as side_by_side:
+            both = EVENTS / _seconds(side_by_side.map, _store, [journals[1]] * 2)
+        yield {
+            "name": "  two ingesters side by side, PostgreSQL",
+            "value": both,
+            "unit": "events/s",
+            "ratio": 0,
+            "of": "",
+        }
+        yield from _ingest(f"sqlite:///{folder}/ledger.db", journals[0], "raw executemany into SQLite")
+
+
+def _begin(url: str) -> None:
+    """Connect, once a process."""
+    global _ledger
+    _ledger = open_ledger(url, ZONE_NAME)
+
+
+def _store(journal: Path) -> None:
+    store_journal(_ledger, journal, EventReader(ZONE))
 
 
 def _ingest(url: str, journal: Path, raw_name: str) -> Iterator[Row]:
@@ -117,8 +141,10 @@ def _roll_up(ledger: Engine) -> None:
 def _raw(ledger: Engine, journal: Path) -> float:
     """Insert the same rows, ready made, into a table of the same columns with a primary key; seconds."""
     reader = EventReader(ZONE)
-    with (journal / "1.jsonl").open("rb") as segment:
-        read = [reader.read(line) for line in segment if not line.startswith(b'{"journal"')]
+    read = []
+    for segment in sorted(journal.iterdir()):
+        with segment.open("rb") as file:
+            read += [reader.read(line) for line in file if not line.startswith(b'{"journal"')]
     ready = [(row.day.isoformat(), 1, row.hour, row.context_band, *row.said) for row in read]
     del read
     table = usage_events.to_metadata(sa.MetaData(), name="raw_events")
@@ -129,7 +155,7 @@ def _raw(ledger: Engine, journal: Path) -> float:
         table.create(connection)
     started = time.perf_counter()
     with writing(ledger) as connection:
-        insert_rows(connection, table, _COLUMNS, ready)
+        insert_rows(connection, table, EVENT_COLUMNS, ready)
     seconds = time.perf_counter() - started
     with writing(ledger) as connection:
         table.drop(connection)

@@ -21,7 +21,7 @@ from billing.tables import event_batches, event_ids, set_aside, usage_events
 from tallybook.segments import Line
 from tallybook.usage import InvalidEventError
 
-_COLUMNS = ("day", "batch_id", "hour", "context_band", *SAID)
+EVENT_COLUMNS = ("day", "batch_id", "hour", "context_band", *SAID)
 _CLAIM = ("id", "batch_id", "content_sha256")
 _PREFIX = SAID.index("prompt_prefix")
 _PARTITIONS_LOCK = 7_411_402_557
@@ -266,7 +266,7 @@ def _write_batch(
     insert_rows(
         connection,
         usage_events,
-        _COLUMNS,
+        EVENT_COLUMNS,
         ((day_text, batch_id, row.hour, row.context_band, *_stored(row.said)) for row in rows),
     )
     prompt, cached, completion = (sum(column) for column in zip(*(row.tokens for row in rows), strict=True))
