@@ -129,6 +129,7 @@ class EventReader:
         """What an event said that needs no second look, or None."""
         data, time, label = record.data, record.time, record.data.model_label
         prompt, completion = data.prompt_tokens, data.completion_tokens
+        first = data.time_to_first_token_seconds
         names = (
             record.subject, data.project, data.department, data.model, data.model_version,
             _NO_LABEL if label is None else label, data.latency_class,
@@ -149,8 +150,8 @@ class EventReader:
         return (
             record.id, record.source, time, record.subject, data.project, data.department, data.operation,
             data.model, data.model_version, label or "", data.latency_class, data.tokenizer_fingerprint,
-            prompt, completion, data.cached_tokens, data.usage_estimated, data.duration_seconds,
-            data.time_to_first_token_seconds, data.client_ip, data.status, data.prompt_sha256,
+            prompt, completion, data.cached_tokens, data.usage_estimated, data.duration_seconds + 0.0,
+            None if first is None else first + 0.0, data.client_ip, data.status, data.prompt_sha256,
             data.prompt_prefix, None,
         )  # fmt: skip
 
@@ -167,7 +168,7 @@ class EventReader:
         try:
             start = datetime.fromisoformat(f"{text}:00+00:00")
             found = self._when(start)
-        except (ValueError, OverflowError):
+        except ValueError:  # also of an event at an end of the calendar
             return False
         if found != self._when(start + timedelta(seconds=59.999999)):
             return False
@@ -177,7 +178,10 @@ class EventReader:
         return True
 
     def _when(self, time: datetime) -> tuple[date, str]:
-        return billing_day(time, self._zone), _text_of(billing_hour(time, self._zone))
+        try:
+            return billing_day(time, self._zone), _text_of(billing_hour(time, self._zone))
+        except OverflowError:
+            raise InvalidEventError("invalid_time", "time is on a day that the calendar cuts off") from None
 
 
 def content_sha256(row: Mapping[Any, Any]) -> bytes:
@@ -195,11 +199,12 @@ def _by_the_rule(raw: bytes) -> tuple[UsageEvent, tuple[Any, ...]]:
         raise InvalidEventError("not_json", f"not JSON: {error}") from None
     event = UsageEvent.from_record(record)
     first = event.time_to_first_token_seconds
+    # Seconds as floats; + 0.0 makes -0.0, which SQLite does not keep, 0.0.
     return event, (
         event.id, event.source, _text_of(event.time), event.user, event.project, event.department,
         event.operation, event.model, event.model_version, event.model_label or "", event.latency_class,
         event.tokenizer_fingerprint, event.prompt_tokens, event.completion_tokens, event.cached_tokens,
-        event.usage_estimated, float(event.duration_seconds), None if first is None else float(first),
+        event.usage_estimated, event.duration_seconds + 0.0, None if first is None else first + 0.0,
         event.client_ip, event.status, event.prompt_sha256, event.prompt_prefix, _extra(record),
     )  # fmt: skip
 
@@ -211,7 +216,10 @@ def _extra(record: Mapping[str, Any]) -> str | None:
         for part, found, known in (("data", record["data"], DATA_NAMES), ("envelope", record, ENVELOPE_NAMES))
         if (more := {name: value for name, value in found.items() if name not in known})
     }
-    return orjson.dumps(extra, option=orjson.OPT_SORT_KEYS).decode() if extra else None
+    try:
+        return orjson.dumps(extra, option=orjson.OPT_SORT_KEYS).decode() if extra else None
+    except orjson.JSONEncodeError:  # it reads deeper than it writes
+        raise InvalidEventError("nested_too_deep", "a field holds more levels than can be kept") from None
 
 
 def _digest(said: Sequence[Any]) -> bytes:

@@ -72,6 +72,34 @@ def test_any_record_is_read_as_the_rule_reads_it(changes: list[Any], labelled: b
     assert (slow if isinstance(slow, str) else None) == refused
 
 
+@pytest.mark.parametrize(
+    ("time", "code"),
+    [
+        ("9999-12-31T23:59:59.000000+00:00", "invalid_time"),  # its day has no end in the calendar
+        ("9999-12-31T23:59:59Z", "invalid_time"),
+        ("0001-01-01T00:00:00Z", "invalid_time"),  # its day has no beginning in UTC
+    ],
+)
+def test_a_moment_at_the_ends_of_the_calendar_is_refused(time: str, code: str) -> None:
+    assert read(orjson.dumps(an_event().to_record() | {"time": time}), twice=False) == code
+
+
+def test_what_is_nested_too_deep_to_be_kept_is_refused() -> None:
+    nested = b"[" * 500 + b"]" * 500
+    raw = orjson.dumps(an_event().to_record() | {"trace": "nested"}).replace(b'"nested"', nested)
+    assert read(raw, twice=False) == "nested_too_deep"
+
+
+@pytest.mark.parametrize("extra", [{}, {"trace": 1}])
+def test_a_negative_zero_is_zero_as_databases_have_it(extra: dict[str, int]) -> None:
+    told = [
+        EventReader(ZONE).read(orjson.dumps(event.to_record() | extra))
+        for zero in (0.0, -0.0)
+        for event in [an_event(id="a", duration_seconds=zero, time_to_first_token_seconds=zero)]
+    ]
+    assert told[0].content_sha256 == told[1].content_sha256
+
+
 def test_an_event_that_is_ours_takes_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = EventReader(ZONE)
     reader.read(orjson.dumps(an_event(model_label="canary", prompt_prefix="a").to_record()))
