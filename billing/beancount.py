@@ -26,7 +26,6 @@ from billing.exports import (
     closed_lines,
     exact_decimal,
     ledger_currency,
-    next_month,
     on_closed_bills,
     open_days,
     unit_price,
@@ -34,6 +33,7 @@ from billing.exports import (
 from billing.money import to_decimal
 from billing.rating import DIRECTIONS, MINIMUM, UNRATED
 from billing.tables import bill_days, bill_lines
+from tallybook.calendar import next_month
 
 # As Beancount computes: a product that this would round is refused here.
 _BEANCOUNT = Context(prec=28, traps=[Inexact])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import asdict, dataclass
-from datetime import date, datetime, timedelta, tzinfo
+from datetime import date, datetime, tzinfo
 from typing import Any
 
 import orjson
@@ -17,7 +17,7 @@ from billing.billed import billed_by
 from billing.budgets import BudgetList, Kind, Spent, spent
 from billing.tables import audit_records, bill_lines, event_batches
 from billing.text_table import text_table
-from tallybook.calendar import day_interval
+from tallybook.calendar import day_interval, month_days
 
 _RECORD = "budgets"
 
@@ -39,7 +39,8 @@ def month_budgets(
     connection: Connection, budgets: BudgetList, month: date, zone: tzinfo, now: datetime
 ) -> MonthBudgets:
     """Set the budgets in force in the month that begins on `month` against its usage's lines, drafts too."""
-    last = (month + timedelta(31)).replace(day=1) - timedelta(1)
+    days = month_days(month)
+    last = days[-1]
     billed: dict[tuple[Kind, str], dict[date, int]] = defaultdict(dict)
     columns: dict[Kind, sa.Column[Any]] = {
         "project": bill_lines.c.project,
@@ -51,7 +52,7 @@ def month_budgets(
             billed[kind, found.name][found.usage_day] = found.amount_minor
             unrated += found.unrated_tokens
             on_lines += found.tokens
-    days_over = sum(day_interval(month + timedelta(number), zone).end <= now for number in range(last.day))
+    days_over = sum(day_interval(day, zone).end <= now for day in days)
     told = tuple(
         spent(budget, billed[budget.kind, budget.name], last.day, days_over)
         for budget in budgets.in_force(month)

@@ -18,7 +18,7 @@ from billing.costs import PoolRecovery, Recovery, Sums, recover
 from billing.costs_file import CostList
 from billing.errors import DayError
 from billing.tables import bill_lines, training_runs, usage_hours
-from tallybook.calendar import ONE_DAY, Interval, billing_day, day_interval
+from tallybook.calendar import Interval, billing_day, day_interval, month_days
 
 
 @dataclass(frozen=True)
@@ -37,10 +37,7 @@ def days_of(period: str) -> list[date]:
     """The billing days of "YYYY-MM-DD" or "YYYY-MM". Raises: ValueError."""
     is_day = len(period) == len("YYYY-MM-DD")
     first = date.fromisoformat(period if is_day else f"{period}-01")
-    if is_day:
-        return [first]
-    last = (first + timedelta(31)).replace(day=1) - ONE_DAY
-    return [first + number * ONE_DAY for number in range(last.day)]
+    return [first] if is_day else month_days(first)
 
 
 def costs_report(

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 from billing.errors import ExportError, LedgerError
 from billing.files import whole_file
 from billing.tables import bill_days, bill_lines, event_batches
-from tallybook.calendar import ONE_DAY, day_interval
+from tallybook.calendar import ONE_DAY, day_interval, month_start, next_month
 
 _BATCH_ROWS = 2000  # how many lines of a period are in memory at once
 _EXACT = Context(prec=60, traps=[Inexact])
@@ -65,12 +65,7 @@ def period(first: date, last: date, zone: tzinfo, now: datetime | None = None) -
 
 def month_of(day: date, zone: tzinfo, now: datetime | None = None) -> Period:
     """The calendar month of a day. Raises: ExportError: see `period`."""
-    return period(day.replace(day=1), next_month(day) - ONE_DAY, zone, now)
-
-
-def next_month(day: date) -> date:
-    """The first day of the month after the day's."""
-    return (day.replace(day=28) + 4 * ONE_DAY).replace(day=1)
+    return period(month_start(day), next_month(day) - ONE_DAY, zone, now)
 
 
 def on_closed_bills(wanted: Period) -> list[sa.ColumnElement[bool]]:

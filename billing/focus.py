@@ -26,11 +26,11 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-from billing.exports import exact_decimal, next_month, token_price
+from billing.exports import exact_decimal, token_price
 from billing.money import to_decimal
 from billing.rating import MINIMUM
 from billing.statement import statement_id
-from tallybook.calendar import day_interval
+from tallybook.calendar import day_interval, month_start, next_month
 
 Kind: TypeAlias = Literal["decimal", "text", "time"]
 Value: TypeAlias = "Decimal | str | datetime | None"
@@ -131,7 +131,7 @@ def _whose(line: Mapping[str, Any], provider: str) -> dict[str, Value]:
 def _when(line: Mapping[str, Any], zone: tzinfo) -> dict[str, Value]:
     day, usage_day = line["day"], line["usage_day"]
     return {
-        "BillingPeriodStart": _start(day.replace(day=1), zone),
+        "BillingPeriodStart": _start(month_start(day), zone),
         "BillingPeriodEnd": _start(next_month(day), zone),
         "ChargePeriodStart": _start(usage_day, zone),
         "ChargePeriodEnd": day_interval(usage_day, zone).end,

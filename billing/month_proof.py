@@ -18,6 +18,7 @@ from billing.price_book import kept_prices
 from billing.prices import Price
 from billing.rating import MINIMUM, UNRATED, Terms
 from billing.tables import TERMS, bill_lines, bill_totals
+from tallybook.calendar import month_start
 
 _KEY = (*PAYER, *TERMS)
 _SUMS = ("quantity_tokens", "amount_minor")
@@ -39,7 +40,7 @@ def prove_months(connection: Connection) -> int:
 
 def _months_with_lines(connection: Connection) -> set[date]:
     days = sa.select(bill_lines.c.usage_day).where(bill_lines.c.day.in_(CLOSED)).distinct()
-    return {day.replace(day=1) for day in connection.scalars(days)}
+    return {month_start(day) for day in connection.scalars(days)}
 
 
 def _prove_sums(connection: Connection, month: date) -> None:

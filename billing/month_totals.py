@@ -14,6 +14,7 @@ from billing.aggregates import whole
 from billing.ledger import insert
 from billing.rating import MINIMUM, UNRATED
 from billing.tables import TERMS, bill_lines, bill_totals
+from tallybook.calendar import month_start, next_month
 
 PAYER = ("user_id", "project", "department")
 
@@ -32,16 +33,6 @@ class Account(NamedTuple):
 TokensByAccount: TypeAlias = "defaultdict[tuple[str, ...], int]"  # keys as Account has them
 
 
-def month_of(day: date) -> date:
-    """The first day of the calendar month."""
-    return day.replace(day=1)
-
-
-def next_month(month: date) -> date:
-    """The first day of the month after."""
-    return date(month.year + month.month // 12, month.month % 12 + 1, 1)
-
-
 def tokens_before(
     connection: Connection,
     day: date,
@@ -56,10 +47,10 @@ def tokens_before(
         drafted: days of usage that the draft has lines for by now.
         users: the first and the last user, in the database's order.
     """
-    month = month_of(usage_day)
+    month = month_start(usage_day)
     found: TokensByAccount = defaultdict(int)
     sources = [(bill_totals, [bill_totals.c.month == month])]
-    same_month = [each for each in drafted if month_of(each) == month]
+    same_month = [each for each in drafted if month_start(each) == month]
     if same_month:
         sources.append((bill_lines, [bill_lines.c.day == day, bill_lines.c.usage_day.in_(same_month)]))
     for table, where in sources:
@@ -76,7 +67,7 @@ def add_closed_lines(connection: Connection, day: date) -> None:
     usage_days = connection.scalars(
         sa.select(bill_lines.c.usage_day).where(bill_lines.c.day == day).distinct()
     )
-    for month in sorted({month_of(each) for each in usage_days}):
+    for month in sorted({month_start(each) for each in usage_days}):
         sums = (
             sa.select(sa.literal(month, sa.Date), *key, *line_sums())
             .where(bill_lines.c.day == day, in_month(month))

@@ -11,7 +11,6 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from billing.aggregates import whole
-from billing.month_totals import next_month
 from billing.prices import PriceList
 from billing.rating import UNRATED
 from billing.tables import (
@@ -25,6 +24,7 @@ from billing.tables import (
     usage_events,
     usage_hours,
 )
+from tallybook.calendar import next_month
 
 KEY = (*SUBJECT, *RATED_BY)
 _ROWS_AT_ONCE = 5000

@@ -26,7 +26,7 @@ from billing.settings import BillingSettings
 from billing.strict_toml import DECIMAL
 from billing.text_table import text_table
 from billing.training_runs import Import, import_runs
-from tallybook.calendar import today
+from tallybook.calendar import month_start, today
 
 _WHO = click.option("--by", "who", required=True, help="Who books it.")
 _NOTE = click.option("--note", default="", help="Why, such as an order's number.")
@@ -84,7 +84,7 @@ def budgets(month: datetime | None) -> None:
     with _ledger(writes=True) as (settings, connection):
         listed, now = read_budgets(settings.budgets_file), datetime.now(timezone.utc)
         record_budgets(connection, listed, now)
-        first = month.date() if month else today(settings.zone).replace(day=1)
+        first = month.date() if month else month_start(today(settings.zone))
         told = tell_budgets(month_budgets(connection, listed, first, settings.zone, now))
     click.echo(told)
 

@@ -16,6 +16,7 @@ from billing.exports import Period, ledger_currency, month_of, open_days, unit_p
 from billing.money import charge, exact_price
 from billing.rating import MINIMUM, UNRATED
 from billing.tables import bill_lines
+from tallybook.calendar import month_start
 
 _KEY = ("model", "model_version", "direction", "tier", "price_id", "discount_percent")
 _TERMS = ("unit_price", "per_tokens", "currency")
@@ -162,7 +163,7 @@ def _rows(connection: Connection, where: list[sa.ColumnElement[bool]]) -> tuple[
     sums = [_whole_sum(name) for name in ("quantity_tokens", "quantity_requests", "amount_minor")]
     found: dict[tuple[Any, ...], list[int | None]] = {}
     for line in connection.execute(sa.select(*keys, *sums).where(*where).group_by(*keys)):
-        key = (line.usage_day.replace(day=1), *line[1 : len(keys)])
+        key = (month_start(line.usage_day), *line[1 : len(keys)])
         kept = found.setdefault(key, [0, 0, 0])
         for place, value in enumerate(line[len(keys) :]):
             kept[place] = None if value is None else (kept[place] or 0) + value

@@ -1,4 +1,4 @@
-"""The one calendar: billing days, and the hours in them, as half-open intervals of UTC."""
+"""The one calendar: months of billing days, and days and their hours as half-open intervals of UTC."""
 
 from __future__ import annotations
 
@@ -38,6 +38,22 @@ def billing_hour(instant: datetime, zone: tzinfo) -> datetime:
     """
     start = _first_instant(billing_day(instant, zone), zone)
     return start + (instant - start) // ONE_HOUR * ONE_HOUR
+
+
+def month_start(day: date) -> date:
+    """The first day of the day's calendar month."""
+    return day.replace(day=1)
+
+
+def next_month(day: date) -> date:
+    """The first day of the calendar month after the day's."""
+    return date(day.year + day.month // 12, day.month % 12 + 1, 1)
+
+
+def month_days(day: date) -> list[date]:
+    """Every day of the day's calendar month."""
+    first = month_start(day)
+    return [first + number * ONE_DAY for number in range((next_month(day) - first).days)]
 
 
 def today(zone: tzinfo) -> date:

@@ -18,7 +18,6 @@ from billing.exports import (
     export_file,
     harmless,
     month_of,
-    next_month,
     open_days,
     period,
     told_days,
@@ -76,12 +75,6 @@ def test_a_month_is_its_days_and_has_begun_at_its_first_midnight() -> None:
     assert month_of(date(2026, 12, 9), ZONE, midnight).first == date(2026, 12, 1)
     with pytest.raises(BillingError, match="has not begun"):
         month_of(date(2026, 12, 9), ZONE, midnight - timedelta(seconds=1))
-
-
-@given(st.dates(date(1900, 1, 1), date(2999, 12, 31)))
-def test_the_next_month_begins_the_day_after_the_last(day: date) -> None:
-    first = next_month(day)
-    assert (first.day, first > day, (first - timedelta(days=1)).month) == (1, True, day.month)
 
 
 def test_a_period_that_ends_before_it_begins_is_refused() -> None:

@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybook.calendar import ONE_HOUR, billing_day, billing_hour, day_interval
+from tallybook.calendar import (
+    ONE_DAY,
+    ONE_HOUR,
+    billing_day,
+    billing_hour,
+    day_interval,
+    month_days,
+    month_start,
+    next_month,
+)
 
 ZONES = st.sampled_from(sorted(available_timezones())).map(ZoneInfo)
 INSTANTS = st.integers(5 * 365 * 86_400, 66 * 365 * 86_400).map(  # 1975 to 2035
@@ -28,6 +37,21 @@ def test_an_hour_holds_its_instant_and_lies_in_one_day(instant: datetime, zone: 
     hour = billing_hour(instant, zone)
     assert hour <= instant < hour + ONE_HOUR
     assert billing_day(hour, zone) == billing_day(instant, zone)
+
+
+@given(st.dates(date(1900, 1, 1), date(2999, 12, 31)))
+def test_the_next_month_begins_the_day_after_the_last_of_this_one(day: date) -> None:
+    first = next_month(day)
+    assert (first.day, first > day, (first - ONE_DAY).month) == (1, True, day.month)
+
+
+@given(st.dates(date(1900, 1, 1), date(2999, 12, 31)))
+def test_the_days_of_a_month_are_those_from_its_first_to_its_last(day: date) -> None:
+    days = month_days(day)
+    assert (days[0], days[-1] + ONE_DAY) == (month_start(day), next_month(day))
+    assert day in days
+    assert {each.month for each in days} == {day.month}
+    assert len(set(days)) == len(days) == days[-1].day
 
 
 @pytest.mark.parametrize(
