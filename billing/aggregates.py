@@ -34,7 +34,7 @@ def rebuild_day(connection: Connection, day: date) -> int:
     Returns: how many rows of hours there are.
     Raises: LedgerError: retention has dropped events of that day (code events_dropped).
     """
-    if _has_dropped(connection, day):
+    if events_are_dropped(connection, day):
         raise LedgerError("events_dropped", f"{day}: its events were dropped; its hours can't be made anew")
     _lock_day(connection, day)
     connection.execute(usage_hours.delete().where(usage_hours.c.day == day))
@@ -65,7 +65,7 @@ def prove_hours(connection: Connection, day: date) -> None:
     A day whose events were dropped had this proven before; its hours are compared with its batches in all.
     Raises: ClosureError: they differ; the first difference is named by day and subject.
     """
-    if _has_dropped(connection, day):
+    if events_are_dropped(connection, day):
         _prove_totals(connection, day)
         return
     _use_every_core(connection)
@@ -128,11 +128,10 @@ def _prove_totals(connection: Connection, day: date) -> None:
         )
 
 
-def _has_dropped(connection: Connection, day: date) -> bool:
-    query = sa.select(event_batches.c.id).where(
-        event_batches.c.day == day, event_batches.c.dropped_at.is_not(None)
-    )
-    return connection.scalar(query.limit(1)) is not None
+def events_are_dropped(connection: Connection, day: date) -> bool:
+    """Whether retention has dropped events of this day of usage."""
+    dropped = sa.exists().where(event_batches.c.day == day, event_batches.c.dropped_at.is_not(None))
+    return bool(connection.scalar(sa.select(dropped)))
 
 
 def whole(total: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:

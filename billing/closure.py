@@ -9,10 +9,10 @@ from datetime import date
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from billing.aggregates import prove_hours, whole
+from billing.aggregates import events_are_dropped, prove_hours, whole
 from billing.errors import ClosureError
 from billing.lines import Rater
-from billing.minimums import billed_minimums, events_are_dropped, owed_minimums
+from billing.minimums import billed_minimums, owed_minimums
 from billing.owing import waiting_batches
 from billing.price_book import kept_tariff
 from billing.proof_lines import differ, prove_corrections, prove_own_lines

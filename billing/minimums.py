@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from billing.aggregates import whole
+from billing.aggregates import events_are_dropped, whole
 from billing.lines import Rater, minimum_line
 from billing.money import charge
 from billing.owing import CLOSED, KEY, waiting_batches
 from billing.rating import MINIMUM, Subject, Terms, top_up
-from billing.tables import COUNTS, bill_lines, event_batches, usage_events
+from billing.tables import COUNTS, bill_lines, usage_events
 from billing.tariff import Tariff
 
 
@@ -104,9 +104,3 @@ def billed_minimums(connection: Connection, usage_day: date) -> dict[tuple[Subje
         (Subject(*subject), price_id, discount): Minimum(requests, amount)
         for *subject, price_id, discount, requests, amount in connection.execute(query)
     }
-
-
-def events_are_dropped(connection: Connection, usage_day: date) -> bool:
-    """Whether retention has dropped events of this day."""
-    dropped = sa.exists().where(event_batches.c.day == usage_day, event_batches.c.dropped_at.is_not(None))
-    return bool(connection.scalar(sa.select(dropped)))
