@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -13,12 +12,8 @@ from typing import Any, NoReturn
 
 from billing import money
 from billing.errors import BillingError
+from tallybook.toml import tomllib
 from tallybook.usage import NAME
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 DECIMAL = re.compile(r"\d{1,9}(\.\d{1,12})?", re.ASCII)  # exact, without a sign or an exponent
 _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,11 +11,7 @@ import click
 from pydantic.fields import FieldInfo
 
 from tallybook.settings import CONFIG_VARIABLE, CommonSettings
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from tallybook.toml import tomllib
 
 CLASSES = {
     "all": "tallybook.settings:CommonSettings",
