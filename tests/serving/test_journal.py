@@ -174,11 +174,11 @@ def test_an_event_that_gave_up_waiting_is_never_written(
         sync(file)
 
     monkeypatch.setattr(os, "fdatasync", slow_sync)
-    with ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(journal.append, {"id": "slow"}, 0.01)
+    with ThreadPoolExecutor(1) as pool:  # half a second, in which even a busy machine begins the first batch
+        slow = pool.submit(journal.append, {"id": "slow"}, 0.5)
         assert disk_is_asked.wait(WAIT_SECONDS)
         with pytest.raises(JournalError):
-            journal.append({"id": "gave up"}, 0.01)
+            journal.append({"id": "gave up"}, 0.5)
         assert not slow.done(), "an event that is being written must wait for its fate"
         disk_answers.set()
         slow.result(WAIT_SECONDS)
