@@ -102,7 +102,7 @@ class EventRow(NamedTuple):
 class EventReader:
     """Reads journal lines into rows, for one billing time zone; remembers the names and minutes it has seen.
 
-    What `UsageEvent.from_record` decides in 13 µs is decided here in 2 for an event that is written as ours
+    What `UsageEvent.from_record` decides in 13 µs is decided here in 3 for an event that is written as ours
     are; anything else is left to `from_record`, which is the rule.
     """
 
