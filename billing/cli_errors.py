@@ -23,7 +23,8 @@ def told_errors() -> Iterator[None]:
     except (sa.exc.OperationalError, psycopg.OperationalError) as error:
         # What was under way was rolled back as a whole: run it again.
         what = error.orig if isinstance(error, sa.exc.OperationalError) else error
-        raise click.ClickException(f"ledger_unavailable: the database went away: {what}") from error
+        told = " ".join(str(what).split())  # the client library breaks its lines
+        raise click.ClickException(f"ledger_unavailable: the database went away: {told}") from error
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise click.ClickException(f"settings_invalid: {wrong}") from error

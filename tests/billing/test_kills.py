@@ -8,9 +8,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
+import psycopg
 import pytest
 import sqlalchemy as sa
 
@@ -88,7 +91,7 @@ def test_killing_ingest_and_close_loses_and_doubles_nothing(
 
 
 def test_a_restart_of_postgresql_in_mid_ingest_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    events = [an_event(user=f"user-{n % 50}") for n in range(20_000)]
+    events = [an_event(user=f"user-{n % 50}") for n in range(2000)]
     write_segment(tmp_path / "journal", events)
     environment = {**os.environ, "TALLYBOOK_JOURNAL_DIR": str(tmp_path / "journal")}
     command = [sys.executable, "-m", "tallybook.cli", "ingest"]
@@ -98,7 +101,10 @@ def test_a_restart_of_postgresql_in_mid_ingest_loses_and_doubles_nothing(tmp_pat
         url = f"postgresql+psycopg://postgres@/restarted?host={server}"
         open_ledger(url, "Asia/Shanghai").dispose()
         environment["TALLYBOOK_LEDGER_URL"] = url
-        with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as worker:
+        with (
+            _events_locked(server),
+            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as worker,
+        ):
             backend = _wait_for_writer(server, worker)
             os.kill(backend, signal.SIGKILL)  # after which the server ends every session and recovers
             _, told = worker.communicate(timeout=60)
@@ -114,12 +120,18 @@ def test_a_restart_of_postgresql_in_mid_ingest_loses_and_doubles_nothing(tmp_pat
         ledger.dispose()
 
 
+@contextmanager
+def _events_locked(server: Path) -> Iterator[None]:
+    """Hold whoever stores events where it does, in the midst of its transaction."""
+    holder = psycopg.connect(host=str(server), user="postgres", dbname="restarted")
+    holder.execute("LOCK TABLE usage_events IN EXCLUSIVE MODE")
+    yield
+    holder.close()
+
+
 def _wait_for_writer(server: Path, worker: subprocess.Popen[str]) -> int:
-    """The server process that stores the worker's events, while it does."""
-    query = """
-        SELECT pid FROM pg_stat_activity
-        WHERE datname = 'restarted' AND state = 'active' AND query LIKE 'COPY usage_events%'
-    """
+    """The server process that stores the worker's events."""
+    query = "SELECT pid FROM pg_stat_activity WHERE datname = 'restarted' AND wait_event_type = 'Lock'"
     deadline = time.monotonic() + 60
     with administrator(server) as connection:
         while time.monotonic() < deadline:
@@ -127,4 +139,5 @@ def _wait_for_writer(server: Path, worker: subprocess.Popen[str]) -> int:
             if found:
                 return int(found[0])
             assert worker.poll() is None, "it ended before it was seen"
+            time.sleep(0.05)
     raise AssertionError("the worker stored nothing")
