@@ -17,6 +17,7 @@ _SUMS = ("requests", *COUNTS)
 _SIDES = ("events", "hours")
 # Who rolls up a day holds the lock of this class with the day's number.
 _ROLL_UP_LOCK = 7_411
+_BATCHES_AT_ONCE = 30_000  # a statement takes 65,535 parameters on PostgreSQL, 32,766 on SQLite
 
 
 def roll_up(connection: Connection) -> int:
@@ -145,6 +146,12 @@ def _roll_up_day(connection: Connection, day: date) -> int:
     batches = list(connection.scalars(sa.select(event_batches.c.id).where(waiting)))
     if not batches:
         return 0
+    for start in range(0, len(batches), _BATCHES_AT_ONCE):
+        _add_to_hours(connection, day, batches[start : start + _BATCHES_AT_ONCE])
+    return len(batches)
+
+
+def _add_to_hours(connection: Connection, day: date, batches: list[int]) -> None:
     keys = [usage_events.c[name] for name in _KEY]
     sums = [sa.func.count(), *[whole(sa.func.sum(usage_events.c[name])) for name in COUNTS]]
     new = (
@@ -157,7 +164,6 @@ def _roll_up_day(connection: Connection, day: date) -> int:
     connection.execute(statement.on_conflict_do_update(index_elements=list(_KEY), set_=added))
     done = event_batches.update().where(event_batches.c.id.in_(batches)).values(rolled_up=True)
     connection.execute(done)
-    return len(batches)
 
 
 def _lock_day(connection: Connection, day: date) -> None:

@@ -75,11 +75,15 @@ def verify_events(connection: Connection, day: date) -> int:
     Batches whose events were dropped by retention are left out: their roots are in the seals.
     Raises: AuditError: see `event_leaves`.
     """
-    query = sa.select(event_batches).where(event_batches.c.day == day, event_batches.c.dropped_at.is_(None))
+    of_day = sa.and_(event_batches.c.day == day, event_batches.c.dropped_at.is_(None))
+    query = sa.select(event_batches).where(of_day)
     batches = [dict(row) for row in connection.execute(query.order_by(event_batches.c.id)).mappings()]
     strays = (
         sa.select(usage_events.c.id)
-        .where(usage_events.c.day == day, usage_events.c.batch_id.not_in([b["id"] for b in batches]))
+        .where(
+            usage_events.c.day == day,
+            usage_events.c.batch_id.not_in(sa.select(event_batches.c.id).where(of_day)),
+        )
         .limit(1)
     )
     stray = connection.scalar(strays)

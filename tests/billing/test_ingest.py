@@ -16,12 +16,14 @@ from sqlalchemy.engine import Engine
 import billing.ingest
 import billing.store
 from billing.aggregates import rebuild_day
-from billing.errors import LedgerError
+from billing.errors import AuditError, LedgerError
 from billing.ingest import ingest
 from billing.ledger import open_ledger, reading, writing
+from billing.seals import verify_events
 from billing.store import IngestResult
-from billing.tables import set_aside, usage_events, usage_hours
+from billing.tables import event_batches, set_aside, usage_events, usage_hours
 from tallybook.segments import REFUSED, committed
+from tests.billing.days import bring
 from tests.billing.factories import DAY, NOON, ZONE, an_event, write_segment
 
 
@@ -82,8 +84,9 @@ def test_a_known_id_with_another_content_is_set_aside_and_the_first_stands(
     event = an_event()
     forged = replace(event, prompt_tokens=1)
     write_segment(tmp_path, [event, forged])
-    write_segment(tmp_path, [forged], name="2.jsonl")
     result = ingest(ledger, tmp_path, ZONE)
+    write_segment(tmp_path, [forged], name="2.jsonl")  # ingesters are free to begin with any segment
+    result.add(ingest(ledger, tmp_path, ZONE))
     assert (result.stored, result.set_aside) == (1, {"conflicting_duplicate": 2})
     with reading(ledger) as connection:
         assert connection.scalar(sa.select(usage_events.c.prompt_tokens)) == 100
@@ -225,4 +228,19 @@ def test_aggregates_equal_the_events_under_any_order_split_and_duplication(
         for day in {row.day for row in kept}:
             rebuild_day(connection, day)
     assert hours(ledger) == kept
+    ledger.dispose()
+
+
+def test_a_day_may_have_more_batches_than_a_statement_takes_parameters(postgres_url: str) -> None:
+    ledger = open_ledger(postgres_url, "Asia/Shanghai")
+    bring(ledger, [an_event(), an_event(user="user-b")])
+    number = sa.func.generate_series(2, 70_000).column_valued("number")
+    copies = sa.select(number, *[column for column in event_batches.c if column.name != "id"]).where(
+        number > event_batches.c.id
+    )
+    with writing(ledger) as connection:
+        connection.execute(event_batches.insert().from_select(event_batches.c.keys(), copies))
+        assert rebuild_day(connection, DAY) == 2
+        with pytest.raises(AuditError, match="batch 2 of"):  # the first without its events
+            verify_events(connection, DAY)
     ledger.dispose()
