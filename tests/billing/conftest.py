@@ -38,32 +38,44 @@ def new_database(server: Path, like: str = "template1") -> Iterator[str]:
         connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
 
-@pytest.fixture(scope="session")
-def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The file of an empty ledger, to copy: its migrations run once."""
-    file = tmp_path_factory.mktemp("template") / "ledger.db"
-    open_ledger(f"sqlite:///{file}", TIME_ZONE).dispose()
-    return file
+@contextmanager
+def copy_of(url: str, folder: Path) -> Iterator[str]:
+    """The URL of a copy, gone after the block, of a ledger that nobody has open; on SQLite in this folder."""
+    original = sa.make_url(url)
+    if original.get_backend_name() == "sqlite":
+        yield f"sqlite:///{shutil.copyfile(str(original.database), folder / 'ledger.db')}"
+    else:
+        with new_database(Path(str(original.query["host"])), like=str(original.database)) as copied:
+            yield copied
 
 
 @pytest.fixture(scope="session")
-def postgres_template(postgres_server: Path) -> Iterator[str]:
-    """The name of a database with an empty ledger, to copy: its migrations run once."""
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of an empty ledger, to copy: its migrations run once."""
+    url = f"sqlite:///{tmp_path_factory.mktemp('template') / 'ledger.db'}"
+    open_ledger(url, TIME_ZONE).dispose()
+    return url
+
+
+@pytest.fixture(scope="session")
+def postgresql_template(postgres_server: Path) -> Iterator[str]:
+    """The URL of an empty ledger, to copy: its migrations run once."""
     with new_database(postgres_server) as url:
         open_ledger(url, TIME_ZONE).dispose()
-        yield str(sa.make_url(url).database)
+        yield url
 
 
 @pytest.fixture
-def sqlite_url(sqlite_template: Path, tmp_path: Path) -> str:
+def sqlite_url(sqlite_template: str, tmp_path: Path) -> Iterator[str]:
     """The URL of an empty ledger on SQLite."""
-    return f"sqlite:///{shutil.copyfile(sqlite_template, tmp_path / 'ledger.db')}"
+    with copy_of(sqlite_template, tmp_path) as url:
+        yield url
 
 
 @pytest.fixture
-def postgres_url(postgres_server: Path, postgres_template: str) -> Iterator[str]:
+def postgres_url(postgresql_template: str, tmp_path: Path) -> Iterator[str]:
     """The URL of an empty ledger on PostgreSQL."""
-    with new_database(postgres_server, like=postgres_template) as url:
+    with copy_of(postgresql_template, tmp_path) as url:
         yield url
 
 

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date, timedelta
 from pathlib import Path
@@ -13,7 +13,7 @@ from billing.bills import close_day
 from billing.errors import BillingError
 from billing.events import content_sha256
 from billing.ingest import ingest
-from billing.ledger import reading, writing
+from billing.ledger import open_ledger, reading, writing
 from billing.merkle import merkle_root, root_from_path
 from billing.price_book import sync_prices
 from billing.seals import batch_leaf
@@ -29,6 +29,7 @@ from billing.tables import (
     usage_hours,
 )
 from billing.tariff import Tariff
+from tests.billing.conftest import TIME_ZONE, copy_of, forgetful
 from tests.billing.factories import AFTER, DAY, ZONE, a_price, an_event, write_segment
 
 EVENTS = [replace(an_event(user=f"user-{n % 3}"), id=f"000-{n:03d}") for n in range(20)]
@@ -42,15 +43,28 @@ def close(ledger: Engine, day: date) -> None:
         close_day(connection, day, listed, ZONE, now=AFTER + (day - DAY))
 
 
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def closed_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a ledger to copy: of two closed days, the second with a correction, and a waiting event."""
+    folder = tmp_path_factory.mktemp("closed")
+    with copy_of(request.getfixturevalue(f"{request.param}_template"), folder) as url:
+        ledger = open_ledger(url, TIME_ZONE)
+        for day, events in [(DAY, EVENTS), (DAY + timedelta(days=1), [LATE]), (None, [OPEN])]:
+            write_segment(folder / "journal", events)
+            ingest(ledger, folder / "journal", ZONE)
+            if day:
+                close(ledger, day)
+        ledger.dispose()
+        yield url
+
+
 @pytest.fixture
-def closed(ledger: Engine, tmp_path: Path) -> Engine:
+def closed(closed_once: str, tmp_path: Path) -> Iterator[Engine]:
     """Two closed days, the second of them with a correction, and an event that waits for the third."""
-    for day, events in [(DAY, EVENTS), (DAY + timedelta(days=1), [LATE]), (None, [OPEN])]:
-        write_segment(tmp_path / "journal", events)
-        ingest(ledger, tmp_path / "journal", ZONE)
-        if day:
-            close(ledger, day)
-    return ledger
+    with copy_of(closed_once, tmp_path) as url:
+        ledger = forgetful(open_ledger(url, TIME_ZONE))
+        yield ledger
+        ledger.dispose()
 
 
 def test_an_untouched_ledger_is_verified(closed: Engine) -> None:
