@@ -17,7 +17,7 @@ from billing.merkle import inclusion_path, root_from_path
 from billing.month_proof import prove_months
 from billing.price_book import prove_kept
 from billing.retention import verify_dropped
-from billing.seals import batch_leaf, batches_of, event_leaves, seal, verify_events
+from billing.seals import batch_leaf, batches_of, event_leaves, seal, verify_events, verify_ids
 from billing.tables import (
     RATED_BY,
     SUBJECT,
@@ -85,6 +85,7 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
     for day in sorted(set(connection.scalars(sa.select(event_batches.c.day).distinct()))):
         progress(day)
         events += verify_events(connection, day)
+    verify_ids(connection)
     for day in closed:
         progress(day)
         prove(connection, day)

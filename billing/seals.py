@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
+from itertools import groupby
 from typing import Any
 
 import orjson
@@ -97,6 +98,32 @@ def verify_events(connection: Connection, day: date) -> int:
             pending = []
     list(_checked(connection, pending))
     return sum(batch["requests"] for batch in batches)
+
+
+def verify_ids(connection: Connection) -> None:
+    """Check that the ids that are never billed again are those of the events that were stored.
+
+    Of each batch there are as many as it held events; those whose events were dropped have its root.
+    Raises: AuditError: an id was put in, altered or removed; named by its batch (code event_altered).
+    """
+    batch, known = event_batches.c, event_ids.c
+    claimed = sa.select(known.batch_id, sa.func.count().label("ids"), sa.literal(0).label("events"))
+    held = sa.select(batch.id, sa.literal(0), batch.requests)
+    both = claimed.group_by(known.batch_id).union_all(held).subquery().c
+    ids, events = (sa.cast(sa.func.sum(each), sa.BigInteger) for each in (both.ids, both.events))
+    query = sa.select(both.batch_id, ids, events).group_by(both.batch_id).having(ids != events)
+    for number, found, stored in connection.execute(query.order_by(both.batch_id).limit(1)):
+        raise AuditError("event_altered", f"batch {number} has ids of {found} events, but held {stored}")
+    dropped = (
+        sa.select(batch.id, batch.events_root, known.content_sha256)
+        .join(event_ids, known.batch_id == batch.id)
+        .where(batch.dropped_at.is_not(None))
+        .order_by(batch.id, known.id)
+    )
+    rows = connection.execute(dropped, execution_options={"yield_per": _EVENTS_AT_ONCE})
+    for (number, root), group in groupby(rows, key=lambda row: (row.id, row.events_root)):
+        if merkle_root(row.content_sha256 for row in group) != root:
+            raise AuditError("event_altered", f"batch {number} has other ids than its dropped events had")
 
 
 def _checked(

@@ -8,14 +8,14 @@ from sqlalchemy.engine import Engine
 from billing.aggregates import rebuild_day
 from billing.audit import trace, verify
 from billing.bills import close_day
-from billing.errors import BillingError
+from billing.errors import AuditError, BillingError
 from billing.events import EventReader
 from billing.ingest import ingest
 from billing.ledger import reading, writing
 from billing.price_book import sync_prices
 from billing.retention import Dropped, drop_events
 from billing.store import retry_set_aside
-from billing.tables import bill_lines, set_aside, usage_events, usage_hours
+from billing.tables import bill_lines, event_ids, set_aside, usage_events, usage_hours
 from billing.tariff import Tariff
 from tests.billing.factories import AFTER, DAY, NOON, ZONE, a_price, an_event, write_segment
 
@@ -64,6 +64,30 @@ def test_a_dropped_event_is_never_billed_again(closed: Engine, tmp_path: Path) -
     write_segment(tmp_path, [KEPT], name="again.jsonl")
     result = ingest(closed, tmp_path, ZONE)
     assert (result.stored, result.duplicates) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    "altering",
+    [
+        event_ids.delete().where(event_ids.c.id == KEPT.id),  # it would be billed again
+        event_ids.update().where(event_ids.c.id == KEPT.id).values(id="other"),
+        event_ids.update().where(event_ids.c.id == KEPT.id).values(content_sha256=b"0" * 32),
+    ],
+)
+def test_an_altered_id_of_a_dropped_event_is_found(closed: Engine, altering: sa.Executable) -> None:
+    list(drop_events(closed, TOMORROW))
+    with writing(closed) as connection:
+        verify(connection)
+        connection.execute(altering)
+    with reading(closed) as connection, pytest.raises(AuditError, match="batch 1 "):
+        verify(connection)
+
+
+def test_an_id_that_was_claimed_for_no_event_is_found(closed: Engine) -> None:
+    with writing(closed) as connection:
+        connection.execute(event_ids.insert().values(id="claimed", batch_id=1, content_sha256=b"0"))
+    with reading(closed) as connection, pytest.raises(AuditError, match="batch 1 has ids of 3 events"):
+        verify(connection)
 
 
 def test_an_event_that_comes_late_for_a_dropped_day_is_billed_and_can_be_dropped_too(
