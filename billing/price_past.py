@@ -35,6 +35,9 @@ def last_billed(connection: Connection, terms: Price | Discount | DepartmentRule
             (line.latency_class, terms.latency_class),
         ]
         where = [line.price_id != "", line.context_band >= terms.context_band]
+        end = connection.scalar(_next_start(terms))
+        if end is not None:
+            where.append(line.usage_day < end)
     elif isinstance(terms, Discount):
         wanted = [(line.department, terms.department), (line.model, terms.model)]
         where = [line.price_id != ""]
@@ -48,6 +51,16 @@ def last_billed(connection: Connection, terms: Price | Discount | DepartmentRule
         .where(bill_days.c.state == "closed", line.usage_day >= terms.effective_from, *where)
     )
     return connection.scalar(query.order_by(line.usage_day.desc()).limit(1))
+
+
+def _next_start(price: Price) -> sa.Select[tuple[date | None]]:
+    """The day from which a later price for the same target holds instead, all of its context bands."""
+    target = ("model", "model_version", "model_label", "latency_class")
+    return sa.select(sa.func.min(prices.c.effective_from)).where(
+        prices.c.withdrawn_at.is_(None),
+        prices.c.effective_from > price.effective_from,
+        *(prices.c[name].is_not_distinct_from(getattr(price, name)) for name in target),
+    )
 
 
 def billed_currencies(connection: Connection) -> set[str]:

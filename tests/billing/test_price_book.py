@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from sqlalchemy.engine import Engine
 
 from billing import chain
+from billing.audit import verify
 from billing.departments import DepartmentRule
 from billing.discounts import Discount
 from billing.errors import AuditError, PricesError
@@ -18,7 +19,7 @@ from billing.prices import Price, Tier
 from billing.prices_cli import prices as command
 from billing.tables import department_rules, discounts, prices
 from billing.tariff import Tariff
-from tests.billing.days import bring, close
+from tests.billing.days import at, bring, close
 from tests.billing.factories import AFTER, DAY, a_price, an_event
 
 PRICES = (
@@ -155,6 +156,17 @@ def test_what_nothing_was_billed_by_may_come_at_any_day(sqlite_ledger: Engine, c
     bring(sqlite_ledger, [an_event(), an_event(user="user-b")])
     close(sqlite_ledger, DAY, tariff=TODAY)
     imported(sqlite_ledger, changed)
+
+
+def test_days_before_a_billed_price_may_still_get_theirs(ledger: Engine) -> None:
+    later = a_price(effective_from=NEXT)
+    for day in (DAY, NEXT):
+        bring(ledger, [an_event(time=at(day))])
+        close(ledger, day, [later])
+    before = a_price(effective_from=DAY, input=Decimal(9), output=Decimal(9))
+    assert close(ledger, NEXT + timedelta(days=1), [before, later]).proof.amount_minor == 108
+    with reading(ledger) as connection:
+        verify(connection)
 
 
 @pytest.mark.parametrize(
