@@ -23,7 +23,10 @@ def audit() -> None:
 
 @audit.command()
 def verify() -> None:
-    """Recompute every closed bill and compare it with what was sealed; names the first difference."""
+    """Recompute every closed bill and compare it with its seal.
+
+    Names the first difference, and then leaves with status 1.
+    """
     with told_errors():
         found = daily.verify(BillingSettings())
     click.echo(
@@ -55,13 +58,13 @@ def show(request_id: str) -> None:
         f"Batch {batch['id']}: {batch['requests']:,} events of {batch['day']}, from {batch['segment']} at "
         f"byte {batch['offset_bytes']:,}; root {batch['events_root'].hex()}"
     )
-    _echo_path(f"Event {found.event_index} of its batch", found.event_path)
+    _echo_path(f"The event is leaf {found.event_index} of its batch, counted from 0", found.event_path)
     if found.batch_index is None:
         click.echo("Its bill is not closed yet.")
     else:
         _echo_path(
-            f"Batch {found.batch_index} of the bill of {batch['bill_day']}, sealed by audit record "
-            f"{found.sealed_by}",
+            f"The batch is leaf {found.batch_index} of the bill of {batch['bill_day']}, sealed by audit "
+            f"record {found.sealed_by}",
             found.batch_path,
         )
 
@@ -75,7 +78,10 @@ def _echo_path(what: str, path: list[str]) -> None:
 @audit.command("recount")
 @_DAY
 def recount_command(day: datetime) -> None:
-    """Count a day's captured texts again; status 1 when an event was metered otherwise."""
+    """Count a day's captured texts again.
+
+    Leaves with status 1 when an event was metered otherwise.
+    """
     with told_errors():
         settings = BillingSettings()
         with reading(open_ledger(settings.ledger_url, settings.time_zone)) as connection:

@@ -64,7 +64,7 @@ def month_budgets(
 def tell_budgets(found: MonthBudgets) -> str:
     """The month's budgets as text, a line each."""
     lines = [
-        f"Budgets of {found.month:%Y-%m} in {found.currency}; {found.days_over} of {found.days} days over.",
+        f"Budgets of {found.month:%Y-%m} in {found.currency}; {found.days_over} of {found.days} days past.",
         "",
     ]
     if found.spent:

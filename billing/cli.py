@@ -98,7 +98,10 @@ def reconcile() -> None:
 
 @reconcile.command("sample")
 def sample_counters() -> None:
-    """Look at every model server's counters once; every few minutes, so that the hours can be told apart."""
+    """Read every model server's counters once.
+
+    Run it every few minutes, so that the hours can be told apart.
+    """
     with told_errors():
         settings = BillingSettings()
         ledger = open_ledger(settings.ledger_url, settings.time_zone)
@@ -109,7 +112,10 @@ def sample_counters() -> None:
 @reconcile.command("report")
 @_DAY
 def report_reconciliation(day: datetime) -> None:
-    """Show each model's metered and served requests and tokens by hour, and the unmetered share."""
+    """Show what was metered and what was served, by model and hour.
+
+    The unmetered share is what the servers counted and no event tells of.
+    """
     with told_errors():
         settings = BillingSettings()
         with reading(open_ledger(settings.ledger_url, settings.time_zone)) as connection:

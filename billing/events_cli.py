@@ -39,7 +39,7 @@ def list_set_aside() -> None:
 
 @events.command()
 def retry() -> None:
-    """Read again what was set aside, and store what can be stored now."""
+    """Read set-aside lines again, and store those that now can be."""
     with told_errors():
         settings = BillingSettings()
         ledger = open_ledger(settings.ledger_url, settings.time_zone)
@@ -51,11 +51,15 @@ def retry() -> None:
 @click.option(
     "--before",
     type=click.DateTime(["%Y-%m-%d"]),
+    metavar="YYYY-MM-DD",
     required=True,
     help="Drop the events of closed days before this one; their ids, hashes, hours and bills stay.",
 )
 def drop(before: datetime) -> None:
-    """Drop the rows of events whose bills are closed, after proving each day once more."""
+    """Drop old events whose bills are closed.
+
+    Each day is proven once more before its rows go.
+    """
     with told_errors():
         settings = BillingSettings()
         for dropped in drop_events(open_ledger(settings.ledger_url, settings.time_zone), before.date()):
@@ -65,7 +69,10 @@ def drop(before: datetime) -> None:
 @events.command()
 @click.argument("day", type=click.DateTime(["%Y-%m-%d"]), metavar="YYYY-MM-DD")
 def rebuild(day: datetime) -> None:
-    """Make a day's hourly aggregates anew from its events; they come to the same, or were wrong."""
+    """Make a day's hourly aggregates anew from its events.
+
+    They come to the same, or were wrong.
+    """
     with told_errors():
         settings = BillingSettings()
         with writing(open_ledger(settings.ledger_url, settings.time_zone)) as connection:

@@ -50,7 +50,10 @@ def export() -> None:
 @click.option("--to", "last", type=_DAY, required=True, metavar="YYYY-MM-DD", help="The last bill day.")
 @_OUT
 def focus(first: datetime, last: datetime, out: Path) -> None:
-    """Write closed bills as FOCUS 1.2 cost data; --out ends in .csv or .parquet."""
+    """Write closed bills as FOCUS 1.2 cost data, as CSV or Parquet.
+
+    Which of them, the ending of --out says: .csv or .parquet.
+    """
     with told_errors():
         settings = BillingSettings()
         days, write = period(first.date(), last.date(), settings.zone), rows_writer(out)
@@ -66,7 +69,10 @@ def focus(first: datetime, last: datetime, out: Path) -> None:
 @_MONTH
 @_OUT
 def beancount(month: datetime, out: Path) -> None:
-    """Write a month's closed bills as a Beancount ledger, which bean-check proves."""
+    """Write a month's closed bills as a Beancount ledger.
+
+    bean-check then computes every amount again.
+    """
     with told_errors():
         settings = BillingSettings()
         days = month_of(month.date(), settings.zone)

@@ -49,7 +49,7 @@ def costs() -> None:
 
 @costs.command("import")
 def import_command() -> None:
-    """Take the training-cost events of training_dir into the ledger, each once."""
+    """Store the training costs in training_dir, each once."""
     with _ledger(writes=True) as (settings, connection):
         found = import_runs(connection, settings.training_dir)
     click.echo(f"{found.stored:,} trainings stored, {found.known:,} were there already.")
@@ -59,7 +59,7 @@ def import_command() -> None:
 @costs.command("report")
 @click.argument("period", metavar="YYYY-MM-DD|YYYY-MM")
 def report_command(period: str) -> None:
-    """Show what each pool cost in a day or month, what of it was idle, and what came back.
+    """Show what pools cost, what of it was idle, and what came back.
 
     Trainings and stored events that are not in the sums yet are taken in first.
     """
@@ -123,14 +123,18 @@ def refund(project: str, amount: str, currency: str | None, who: str, note: str)
 @wallet.command()
 @click.argument("project", required=False)
 def show(project: str | None) -> None:
-    """Show every wallet's balance, or one project's with its entries."""
-    with _ledger(writes=False) as (_, connection):
+    """Show every wallet's balance, or one project's with its entries.
+
+    Times are in the billing time zone.
+    """
+    with _ledger(writes=False) as (settings, connection):
         found = wallets.balances(connection, project)
         booked = wallets.entries(connection, project) if project else []
     for entry in booked:
         about = f"bill of {entry.bill_day}" if entry.bill_day else f"by {entry.who}"
         amount = format_amount(entry.amount_minor, entry.currency)
-        click.echo(f"{entry.at:%Y-%m-%d %H:%M} {entry.kind:<7}{amount:>18}  {about}  {entry.note}".rstrip())
+        at = entry.at.astimezone(settings.zone)
+        click.echo(f"{at:%Y-%m-%d %H:%M} {entry.kind:<7}{amount:>18}  {about}  {entry.note}".rstrip())
     rows = [[b.project, format_amount(b.balance_minor, b.currency)] for b in found]
     click.echo("\n".join(text_table(rows)) if rows else "No wallet.")
 
