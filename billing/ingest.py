@@ -92,9 +92,9 @@ def _store_batch(ledger: Engine, segment: Path, reader: EventReader) -> IngestRe
     if extract.next_offset == offset:
         return None
     parsed = parse(extract.lines, reader)
-    prepare_days(ledger, parsed.days)
     with writing(ledger) as connection:
         share_ledger(connection)
+        prepare_days(ledger, parsed.days)
         if not move_offset(connection, segment.name, offset, extract.next_offset):
             return IngestResult()
         result = store(connection, segment.name, offset, parsed)

@@ -193,9 +193,9 @@ class _Reader:
         while lines := [line for line in lines if line.offset >= self.reached[partition]]:
             since, to = self.reached[partition], lines[-1].offset + 1
             parsed = parse(lines, self._events)
-            prepare_days(self._ledger, parsed.days)
             with writing(self._ledger) as connection:
                 share_ledger(connection)
+                prepare_days(self._ledger, parsed.days)
                 moved = move_offset(connection, segment, since, to)
                 if moved:
                     found = store(connection, segment, since, parsed)

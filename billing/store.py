@@ -92,7 +92,8 @@ def parse(lines: Iterable[Line], reader: EventReader, now: datetime | None = Non
 def prepare_days(ledger: Engine, days: Iterable[date]) -> None:
     """Make the partitions that these days need, in a transaction of its own; SQLite needs none.
 
-    A partition is made as a table and then attached, which waits for nobody who reads or ingests.
+    For a caller that shares the ledger, so that retention drops none of them before it is used. A partition
+    is made as a table and then attached, which waits for nobody who reads or ingests.
     """
     if ledger.dialect.name != "postgresql":
         return
@@ -194,10 +195,10 @@ def retry_set_aside(ledger: Engine, reader: EventReader, now: datetime | None = 
         parsed = parse([Line(row.offset_bytes, row.raw)], reader, now)
         if parsed.poison:
             continue
-        prepare_days(ledger, parsed.days)
         place = sa.and_(set_aside.c.segment == row.segment, set_aside.c.offset_bytes == row.offset_bytes)
         with writing(ledger) as connection:
             share_ledger(connection)
+            prepare_days(ledger, parsed.days)
             if connection.execute(set_aside.delete().where(place)).rowcount:
                 result.add(store(connection, row.segment, row.offset_bytes, parsed))
     return result

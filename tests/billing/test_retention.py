@@ -1,10 +1,12 @@
-from datetime import timedelta
+from concurrent.futures import ThreadPoolExecutor, wait
+from datetime import date, timedelta
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+import billing.ingest
 from billing.aggregates import rebuild_day
 from billing.audit import trace, verify
 from billing.bills import close_day
@@ -14,7 +16,7 @@ from billing.ingest import ingest
 from billing.ledger import reading, writing
 from billing.price_book import sync_prices
 from billing.retention import Dropped, drop_events
-from billing.store import retry_set_aside
+from billing.store import prepare_days, retry_set_aside
 from billing.tables import bill_lines, event_ids, set_aside, usage_events, usage_hours
 from billing.tariff import Tariff
 from tests.billing.factories import AFTER, DAY, NOON, ZONE, a_price, an_event, write_segment
@@ -88,6 +90,23 @@ def test_an_id_that_was_claimed_for_no_event_is_found(closed: Engine) -> None:
         connection.execute(event_ids.insert().values(id="claimed", batch_id=1, content_sha256=b"0"))
     with reading(closed) as connection, pytest.raises(AuditError, match="batch 1 has ids of 3 events"):
         verify(connection)
+
+
+def test_an_event_that_comes_late_while_its_day_is_dropped_is_stored(
+    closed: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ThreadPoolExecutor() as pool:
+
+        def prepare_then_drop(ledger: Engine, days: set[date]) -> None:
+            prepare_days(ledger, days)
+            wait([pool.submit(lambda: list(drop_events(ledger, TOMORROW)))], timeout=1)
+
+        if closed.dialect.name == "postgresql":  # on SQLite there is one writer at a time
+            monkeypatch.setattr(billing.ingest, "prepare_days", prepare_then_drop)
+        late = an_event()
+        write_segment(tmp_path, [late], name="late.jsonl")
+        assert ingest(closed, tmp_path, ZONE).stored == 1
+    assert late.id in events(closed)
 
 
 def test_an_event_that_comes_late_for_a_dropped_day_is_billed_and_can_be_dropped_too(
