@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from billing import chain
+from billing.aggregates import prove_each_hour
 from billing.closure import prove
 from billing.errors import AuditError
 from billing.merkle import inclusion_path, root_from_path
@@ -85,6 +86,7 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
     for day in sorted(set(connection.scalars(sa.select(event_batches.c.day).distinct()))):
         progress(day)
         events += verify_events(connection, day)
+        prove_each_hour(connection, day)
     verify_ids(connection)
     for day in closed:
         progress(day)
