@@ -188,7 +188,8 @@ def content_sha256(row: Mapping[Any, Any]) -> bytes:
     """The digest that a row's columns come to now: another than the one kept says that it was altered."""
     said = [row[name] for name in SAID]
     said[_TIME] = _text_of(row["time"])
-    said[_PREFIX] = None if row["prompt_prefix"] is None else row["prompt_prefix"].decode()
+    prefix = row["prompt_prefix"]
+    said[_PREFIX] = None if prefix is None else prefix.decode(errors="backslashreplace")
     return _digest(said)
 
 

@@ -115,6 +115,7 @@ def put_in(connection: Connection) -> None:
 ALTERED: list[tuple[Callable[[Connection], None], str]] = [
     (alter(usage_events, prompt_tokens=1), "event 000-000"),
     (alter(usage_events, client_ip="10.0.0.1"), "event 000-000"),
+    (alter(usage_events, prompt_prefix=b"\xff"), "event 000-000"),
     (alter(usage_events, time=AFTER), "event 000-000"),
     (alter(usage_events, batch_id=77), "event 000-000"),
     (alter(usage_events, context_band=32_769), "user user-0"),
