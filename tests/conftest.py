@@ -6,8 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.savedmodels import export_tiny_model
+
+# How long an example takes is the machine's doing: no property here is one of time.
+settings.register_profile("tallybook", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tallybook")
 
 
 @pytest.fixture(scope="session")
