@@ -8,7 +8,7 @@ from decimal import Decimal
 
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from billing.departments import DepartmentRule
@@ -22,6 +22,7 @@ from billing.rating import DIRECTIONS, Terms, context_band, quantities
 from billing.tables import SUBJECT, bill_lines
 from billing.tariff import Tariff
 from tallybook.usage import UsageEvent
+from tests.billing.conftest import TIME_ZONE, copy_of, forgetful
 from tests.billing.days import at, bring, close
 from tests.billing.factories import a_price, an_event
 
@@ -66,10 +67,10 @@ def usage(draw: st.DrawFn) -> UsageEvent:
     )
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=15)
 @given(st.data())
 def test_every_token_is_on_exactly_one_bill_at_its_price_whatever_arrives_when(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    sqlite_template: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     """Events of three days come in any order, repeated, around four closings; prices may come late too."""
     events = data.draw(st.lists(usage(), min_size=1, max_size=12))
@@ -77,7 +78,8 @@ def test_every_token_is_on_exactly_one_bill_at_its_price_whatever_arrives_when(
     for event in [*events, *data.draw(st.lists(st.sampled_from(events), max_size=4))]:
         arrivals[data.draw(st.integers(0, 3))].append(event)
     priced_on = data.draw(st.integers(0, 3))
-    ledger = open_ledger(f"sqlite:///{tmp_path_factory.mktemp('property') / 'ledger.db'}", "Asia/Shanghai")
+    with copy_of(sqlite_template, tmp_path_factory.mktemp("property")) as url:
+        ledger = forgetful(open_ledger(url, TIME_ZONE))
     for number, (day, arrived) in enumerate(zip(DAYS, arrivals, strict=True)):
         bring(ledger, arrived)
         # The department rules are there from the start: they, too, never change the past.

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 import pytest
 import sqlalchemy as sa
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import Engine
 
@@ -23,6 +23,7 @@ from billing.seals import verify_events
 from billing.store import IngestResult
 from billing.tables import event_batches, set_aside, usage_events, usage_hours
 from tallybook.segments import REFUSED, committed
+from tests.billing.conftest import TIME_ZONE, copy_of, forgetful
 from tests.billing.days import bring
 from tests.billing.factories import DAY, NOON, ZONE, an_event, write_segment
 
@@ -199,17 +200,18 @@ def test_an_event_from_the_future_is_set_aside_and_a_clock_ahead_by_hours_is_not
     assert (result.stored, result.set_aside) == (2, {"future_time": 1})
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_aggregates_equal_the_events_under_any_order_split_and_duplication(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+    sqlite_template: str, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     minutes = data.draw(st.lists(st.integers(-3 * 1440, 0), min_size=1, max_size=30))
     events = [an_event(time=NOON + timedelta(minutes=m), user=f"u{m % 3}", prompt_tokens=-m) for m in minutes]
     delivered = data.draw(st.permutations(events + data.draw(st.lists(st.sampled_from(events), max_size=10))))
     cut = data.draw(st.integers(0, len(delivered)))
     folder = tmp_path_factory.mktemp("property")
-    ledger = open_ledger(f"sqlite:///{folder / 'ledger.db'}", "Asia/Shanghai")
+    with copy_of(sqlite_template, folder) as url:
+        ledger = forgetful(open_ledger(url, TIME_ZONE))
     write_segment(folder / "journal", delivered[:cut])
     ingest(ledger, folder / "journal", ZONE)
     write_segment(folder / "journal", delivered[cut:])
