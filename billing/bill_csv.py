@@ -32,14 +32,15 @@ def write_bill(lines: Iterable[Mapping[str, Any]]) -> bytes:
     """Write lines (rows of `bill_lines`) as CSV in UTF-8 with a byte order mark, which Excel needs.
 
     Columns are named as in the ledger, but for `amount`: `amount_minor` as a decimal of the currency,
-    exact, and empty where a line is unrated. Rows are in the order of the lines' key, so the same lines
-    make the same bytes. Text that a spreadsheet would take for a formula gets a leading apostrophe.
+    exact, and empty where a line is unrated; tiers are counted from 1. Rows are in the order of the
+    lines' key, so the same lines make the same bytes. Text that a spreadsheet would take for a formula
+    gets a leading apostrophe.
     """
     out = io.StringIO(newline="")
     writer = csv.writer(out)
     writer.writerow(COLUMNS)
     for line in sorted(lines, key=lambda line: [str(line[name]) for name in _KEY]):
-        cells = {**line, "amount": _amount(line["amount_minor"], line["currency"])}
+        cells = {**line, "tier": line["tier"] + 1, "amount": _amount(line["amount_minor"], line["currency"])}
         writer.writerow([_cell(name, cells[name]) for name in COLUMNS])
     return out.getvalue().encode("utf-8-sig")
 

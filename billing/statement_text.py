@@ -29,7 +29,7 @@ def as_csv(told: Statement) -> bytes:
     """A row for each row of the statement, in UTF-8 with a byte order mark, which Excel needs.
 
     `usage_month` is an earlier month on corrections; the amounts of all rows sum to the statement's.
-    An unrated row has no amount.
+    An unrated row has no amount. Tiers are counted from 1.
     """
     out = io.StringIO(newline="")
     writer = csv.writer(out)
@@ -39,6 +39,7 @@ def as_csv(told: Statement) -> bytes:
             "month": f"{told.month.first:%Y-%m}",
             "state": "provisional" if told.open_days else "final",
             "usage_month": f"{row.usage_month:%Y-%m}",
+            "tier": row.tier + 1,
             "model": harmless(row.model),
             "model_version": harmless(row.model_version),
             "amount": None if row.amount_minor is None else _plain(row.amount_minor, row.currency),

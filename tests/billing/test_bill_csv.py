@@ -71,7 +71,7 @@ def test_a_row_holds_a_line_under_the_ledgers_names() -> None:
             "context_band": "0",
             "direction": "input",
             "price_id": "0123456789abcdef",
-            "tier": "1",
+            "tier": "2",
             "discount_percent": "12.5",
             "quantity_tokens": "100",
             "quantity_requests": "0",
