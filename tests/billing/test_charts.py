@@ -111,7 +111,7 @@ def test_chinese_letters_are_drawn_and_not_replaced_by_one_box() -> None:
 
 
 def test_threads_draw_the_same_charts_at_once() -> None:
-    reports = [a_report(some(1000 + n, n), trend=a_trend(5)) for n in range(6)]
+    reports = [a_report(some(1000 + n, n), trend=a_trend(5)) for n in range(4)]
     alone = [draw_charts(report, "zh") for report in reports]
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda report: draw_charts(report, "zh"), reports))
