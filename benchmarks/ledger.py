@@ -81,15 +81,14 @@ def postgres(*options: str) -> Iterator[str]:
 def rows(_models_dir: Path) -> Iterator[Row]:
     """Ingest of the same events, raw and through the ledger, on both databases."""
     with tempfile.TemporaryDirectory() as folder, postgres() as url:
-        journals = [Path(folder) / str(number) for number in range(2)]
+        journals = [Path(folder) / str(number) for number in range(3)]
         for number, journal in enumerate(journals):
             journal.mkdir()
-            for part in range(4):
-                seed = 1 + 4 * number + part
-                write_journal(journal / f"{seed}.jsonl", events(EVENTS // 4, USERS, seed=seed))
+            write_journal(journal / f"{number}.jsonl", events(EVENTS, USERS, seed=1 + number))
         yield from _ingest(url, journals[0], "raw COPY into PostgreSQL")
         with get_context("spawn").Pool(2, _begin, (url,)) as side_by_side:
-            both = EVENTS / _seconds(side_by_side.map, _store, [journals[1]] * 2)
+            side_by_side.map(_connected, range(2))
+            both = 2 * EVENTS / _seconds(side_by_side.map, _store, journals[1:])
         yield {
             "name": "  two ingesters side by side, PostgreSQL",
             "value": both,
@@ -104,6 +103,11 @@ def _begin(url: str) -> None:
     """Connect, once a process."""
     global _ledger
     _ledger = open_ledger(url, ZONE_NAME)
+
+
+def _connected(_number: int) -> None:
+    """Wait until the others of the pool are there as well."""
+    time.sleep(0.5)
 
 
 def _store(journal: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from datetime import date
+from datetime import date, timezone
 from typing import Any
 
 import sqlalchemy as sa
@@ -76,9 +76,8 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
             dropped[f"{body['day']} {body['dropped_at']}"] = body
     prove_kept(connection, imports)
     verify_dropped(connection, dropped)
-    closed = connection.scalars(
-        sa.select(bill_days.c.day).where(bill_days.c.state == "closed").order_by(bill_days.c.day)
-    ).all()
+    query = sa.select(bill_days).where(bill_days.c.state == "closed").order_by(bill_days.c.day)
+    closed = {row.day: row for row in connection.execute(query)}
     for odd in sorted({day.isoformat() for day in closed} ^ sealed.keys()):
         wrong = "was sealed, but is not closed" if odd in sealed else "is closed, but was never sealed"
         raise AuditError("day_altered", f"{odd} {wrong}")
@@ -91,7 +90,12 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
     for day in closed:
         progress(day)
         prove(connection, day)
-        found, told = asdict(seal(connection, day)), sealed[day.isoformat()]
+        row, told = closed[day], sealed[day.isoformat()]
+        found = asdict(seal(connection, day)) | {
+            "early": row.early,
+            "closed_at": row.closed_at.astimezone(timezone.utc).isoformat(),
+            "closed_with": row.closed_with and row.closed_with.isoformat(),
+        }
         for name, value in found.items():
             if told[name] != value:
                 raise AuditError("day_altered", f"{day}: {name} is {value}, but {told[name]} was sealed")

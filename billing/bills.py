@@ -110,7 +110,12 @@ def close_day(
         charge_wallets(connection, day, now)
     proof = prove(connection, day)
     if not already:
-        facts = {"early": interval.end > now, "proof": asdict(proof)}
+        facts = {
+            "early": interval.end > now,
+            "closed_at": now.astimezone(timezone.utc).isoformat(),
+            "closed_with": closed_with and closed_with.isoformat(),
+            "proof": asdict(proof),
+        }
         chain.append(connection, "close", asdict(seal(connection, day)) | facts, now)
     return Closing(day, _count_lines(connection, day), proof, newly_closed=not already)
 

@@ -22,7 +22,7 @@ from billing.errors import DayError, MailError, SourceError
 from billing.files import write_whole
 from billing.ingest import ingest as ingest_journal
 from billing.kafka import Topic, drain, follow
-from billing.ledger import closed_days, open_ledger, reading, writing
+from billing.ledger import closed_days, lock_ledger, open_ledger, reading, writing
 from billing.mail import compose
 from billing.outbox import deliver, enqueue, is_enqueued
 from billing.price_book import kept_tariff, sync_prices
@@ -175,6 +175,7 @@ def _ledger(settings: BillingSettings) -> Engine:
 
 
 def _tariff(connection: Connection, settings: BillingSettings) -> Tariff:
+    lock_ledger(connection)  # no import comes between this and the bill
     if settings.prices_import == "confirmed":
         return kept_tariff(connection)
     return sync_prices(connection, read_tariff(settings.prices_file))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import tzinfo
@@ -45,10 +44,7 @@ def store_journal(ledger: Engine, journal_dir: Path, reader: EventReader) -> tup
     """The same without rolling up: what was found, and which segments were altered and how."""
     result = IngestResult()
     damaged = []
-    segments = sorted(journal_dir.glob(f"*{SUFFIX}"))
-    # Ingesters side by side begin with different ones: who meets another in a segment has read it in vain.
-    first = os.getpid() % max(len(segments), 1)
-    for segment in segments[first:] + segments[:first]:
+    for segment in sorted(journal_dir.glob(f"*{SUFFIX}")):
         try:
             with _no_collection():
                 while (batch := _store_batch(ledger, segment, reader)) is not None:

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from psycopg.errors import UniqueViolation
 from sqlalchemy.engine import Connection, Engine
 
+from billing.aggregates import roll_up
 from billing.bulk import insert_rows
 from billing.events import SAID, EventReader, EventRow
 from billing.ledger import closed_days, insert, share_ledger, writing
@@ -201,6 +202,9 @@ def retry_set_aside(ledger: Engine, reader: EventReader, now: datetime | None = 
             prepare_days(ledger, parsed.days)
             if connection.execute(set_aside.delete().where(place)).rowcount:
                 result.add(store(connection, row.segment, row.offset_bytes, parsed))
+    with writing(ledger) as connection:
+        share_ledger(connection)
+        roll_up(connection)
     return result
 
 

@@ -12,7 +12,7 @@ from billing.audit import trace, verify
 from billing.bills import close_day
 from billing.errors import AuditError, BillingError
 from billing.events import EventReader
-from billing.ingest import ingest
+from billing.ingest import ingest, store_journal
 from billing.ledger import reading, writing
 from billing.price_book import sync_prices
 from billing.retention import Dropped, drop_events
@@ -152,3 +152,14 @@ def test_a_line_that_was_set_aside_is_stored_once_it_can_be(ledger: Engine, tmp_
     assert retry_set_aside(ledger, EventReader(ZONE)).read == 0
     with reading(ledger) as connection:
         assert list(connection.scalars(sa.select(set_aside.c.code))) == ["not_json"]
+
+
+def test_what_came_late_and_is_not_rolled_up_yet_disturbs_no_proof(closed: Engine, tmp_path: Path) -> None:
+    write_segment(tmp_path / "late", [an_event()])
+    store_journal(closed, tmp_path / "late", EventReader(ZONE))
+    with reading(closed) as connection:
+        verify(connection)
+    list(drop_events(closed, TOMORROW))  # which keeps the day, since an event of it waits
+    close(closed, 1)
+    with reading(closed) as connection:
+        verify(connection)
