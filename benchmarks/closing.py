@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import time
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, timezone
@@ -151,7 +150,8 @@ def _close(url: str, day: date) -> tuple[float, float, int, float]:
         closing = close_day(connection, day, tariff, ZONE, now=now)
     seconds = time.perf_counter() - started
     ledger.dispose()
-    return rated, seconds, closing.lines, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    [peak] = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
+    return rated, seconds, closing.lines, int(peak.split()[1]) / 1024
 
 
 def _rate(ledger: Engine, day: date, tariff: Tariff) -> None:
