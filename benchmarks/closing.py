@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import date, datetime, timezone
 from decimal import Decimal
 from multiprocessing import get_context
@@ -13,8 +13,8 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from benchmarks.ledger import ZONE, ZONE_NAME, postgres
-from benchmarks.model_server import Row
+from benchmarks.ledger import ZONE, ZONE_NAME, postgres, seconds_of
+from benchmarks.model_server import Row, row
 from billing.aggregates import day_sums, roll_up
 from billing.bills import close_day, rate_day
 from billing.ledger import open_ledger, reading, writing
@@ -93,36 +93,32 @@ def rows(_models_dir: Path) -> Iterator[Row]:
         with postgres() as url:
             ledger = open_ledger(url, ZONE_NAME)
             fill(ledger, day, events, USERS)
-            rolled = _seconds(_roll_up, ledger)
-            bare = min(_seconds(_group, ledger, day) for _ in range(2))
+            rolled = seconds_of(_roll_up, ledger)
+            bare = min(seconds_of(_group, ledger, day) for _ in range(2))
             with get_context("spawn").Pool(1) as other:  # so that its memory is its own
                 rated, closed, lines, megabytes = other.apply(_close, (url, day))
             size = ledger_bytes(ledger) / events
             ledger.dispose()
         rating.append(rated)
         name = f"{events:,} events of {USERS:,} users"
-        yield _row(f"bare GROUP BY over {name}", bare, "s")
-        yield _row("  rolling them up into hours", rolled, "s", rolled / bare, "the GROUP BY")
-        yield _row(
+        yield row(f"bare GROUP BY over {name}", bare, "s")
+        yield row("  rolling them up into hours", rolled, "s", rolled / bare, "the GROUP BY")
+        yield row(
             f"  closing that day: rating, proof, seal; {lines:,} lines",
             closed,
             "s",
             closed / bare,
             "the GROUP BY",
         )
-        yield _row("    memory of that process", megabytes, "MB")
-        yield _row("  ledger, indexes included", size, "bytes/event")
-    yield _row(
+        yield row("    memory of that process", megabytes, "MB")
+        yield row("  ledger, indexes included", size, "bytes/event")
+    yield row(
         "rating that day from its hours",
         rating[1],
         "s",
         rating[1] / rating[0],
         "rating a tenth of the events",
     )
-
-
-def _row(name: str, value: float, unit: str, ratio: float = 0, of: str = "") -> Row:
-    return {"name": name, "value": value, "unit": unit, "ratio": ratio, "of": of}
 
 
 def _roll_up(ledger: Engine) -> None:
@@ -143,7 +139,7 @@ def _close(url: str, day: date) -> tuple[float, float, int, float]:
     ledger = open_ledger(url, ZONE_NAME)
     with writing(ledger) as connection:
         tariff = sync_prices(connection, Tariff((LISTED,)))
-    rated = _seconds(_rate, ledger, day, tariff)
+    rated = seconds_of(_rate, ledger, day, tariff)
     now = day_interval(day, ZONE).end
     started = time.perf_counter()
     with writing(ledger) as connection:
@@ -165,9 +161,3 @@ def ledger_bytes(ledger: Engine) -> int:
     """The size of its database, indexes included."""
     with ledger.connect() as connection:
         return int(connection.scalar(sa.text("SELECT pg_database_size(current_database())")) or 0)
-
-
-def _seconds(function: Callable[..., object], *arguments: object) -> float:
-    started = time.perf_counter()
-    function(*arguments)
-    return time.perf_counter() - started

@@ -6,10 +6,10 @@ from datetime import date
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 
 from billing.errors import ClosureError, LedgerError
-from billing.ledger import insert
+from billing.ledger import insert, share_ledger, writing
 from billing.tables import COUNTS, RATED_BY, SUBJECT, event_batches, usage_events, usage_hours
 
 _KEY = ("day", "hour", *SUBJECT, *RATED_BY, "status")
@@ -27,6 +27,13 @@ def roll_up(connection: Connection) -> int:
     """
     waiting = sa.select(event_batches.c.day).where(~event_batches.c.rolled_up).distinct()
     return sum(_roll_up_day(connection, day) for day in sorted(connection.scalars(waiting)))
+
+
+def roll_up_now(ledger: Engine) -> None:
+    """The same in a transaction of its own, beside others that ingest."""
+    with writing(ledger) as connection:
+        share_ledger(connection)
+        roll_up(connection)
 
 
 def rebuild_day(connection: Connection, day: date) -> int:
@@ -102,8 +109,7 @@ def prove_each_hour(connection: Connection, day: date) -> None:
     """
     if events_are_dropped(connection, day):
         return
-    waiting = sa.select(event_batches.c.id).where(event_batches.c.day == day, ~event_batches.c.rolled_up)
-    told = _hourly_sums().where(usage_events.c.day == day, usage_events.c.batch_id.not_in(waiting))
+    told = _hourly_sums().where(usage_events.c.day == day, *_rolled_up(connection, day))
     kept = sa.select(*[usage_hours.c[name] for name in _KEY], *[-usage_hours.c[name] for name in _SUMS])
     both = told.union_all(kept.where(usage_hours.c.day == day)).subquery()
     key = [both.c[name] for name in _KEY]
@@ -128,10 +134,15 @@ def _use_every_core(connection: Connection) -> None:
 
 def _rolled_up(connection: Connection, day: date) -> list[sa.ColumnElement[bool]]:
     """What leaves out the events that the hours don't have yet; nothing where there are none, as mostly."""
-    waiting = sa.select(event_batches.c.id).where(event_batches.c.day == day, ~event_batches.c.rolled_up)
+    waiting = _waiting(day)
     if connection.scalar(waiting.limit(1)) is None:
         return []
     return [usage_events.c.batch_id.not_in(waiting)]
+
+
+def _waiting(day: date) -> sa.Select[Any]:
+    """The batches of a day that its hours don't have yet."""
+    return sa.select(event_batches.c.id).where(event_batches.c.day == day, ~event_batches.c.rolled_up)
 
 
 def _one_side(table: sa.Table, side: str, day: date, *where: sa.ColumnElement[bool]) -> sa.Select[Any]:
@@ -177,8 +188,7 @@ def whole(total: sa.ColumnElement[Any]) -> sa.ColumnElement[int]:
 
 def _roll_up_day(connection: Connection, day: date) -> int:
     _lock_day(connection, day)
-    waiting = sa.and_(event_batches.c.day == day, ~event_batches.c.rolled_up)
-    batches = list(connection.scalars(sa.select(event_batches.c.id).where(waiting)))
+    batches = list(connection.scalars(_waiting(day)))
     if not batches:
         return 0
     for start in range(0, len(batches), _BATCHES_AT_ONCE):

@@ -7,13 +7,10 @@ from datetime import datetime
 import click
 
 from billing import daily
-from billing.cli_errors import told_errors
-from billing.ledger import open_ledger, reading
+from billing.command import DAY, ledger_transaction, told_errors
 from billing.money import format_amount
 from billing.recount import recount
 from billing.settings import BillingSettings
-
-_DAY = click.argument("day", type=click.DateTime(["%Y-%m-%d"]), metavar="YYYY-MM-DD")
 
 
 @click.group()
@@ -76,16 +73,14 @@ def _echo_path(what: str, path: list[str]) -> None:
 
 
 @audit.command("recount")
-@_DAY
+@DAY
 def recount_command(day: datetime) -> None:
     """Count a day's captured texts again.
 
     Leaves with status 1 when an event was metered otherwise.
     """
-    with told_errors():
-        settings = BillingSettings()
-        with reading(open_ledger(settings.ledger_url, settings.time_zone)) as connection:
-            found = recount(connection, day.date(), settings.models_dir)
+    with ledger_transaction(writes=False) as (settings, connection):
+        found = recount(connection, day.date(), settings.models_dir)
     click.echo(
         f"{found.day}: {found.events:,} events; {found.recounted:,} recounted, "
         f"{found.not_captured:,} without their whole text."

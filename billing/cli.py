@@ -9,14 +9,13 @@ from datetime import datetime
 import click
 
 from billing import counters, daily
-from billing.cli_errors import told_errors
-from billing.ledger import open_ledger, reading
+from billing.command import DAY, ledger_transaction, told_errors
+from billing.ledger import open_ledger
 from billing.money import format_amount
 from billing.reconciliation import reconcile_day
 from billing.reconciliation_text import render
 from billing.settings import BillingSettings
 
-_DAY = click.argument("day", type=click.DateTime(["%Y-%m-%d"]), metavar="YYYY-MM-DD")
 _USER = click.option("--user", help="Only this user's part.")
 
 
@@ -43,7 +42,7 @@ def _stopped() -> threading.Event:
 
 
 @click.command()
-@_DAY
+@DAY
 def rate(day: datetime) -> None:
     """Draft the bills of a day at the prices of the price list."""
     with told_errors():
@@ -52,7 +51,7 @@ def rate(day: datetime) -> None:
 
 
 @click.command()
-@_DAY
+@DAY
 @click.option("--early", is_flag=True, help="Close it though it is not over; the rest becomes corrections.")
 def close(day: datetime, early: bool) -> None:
     """Close a day's bills for ever, if events, aggregates and lines agree."""
@@ -72,7 +71,7 @@ def close(day: datetime, early: bool) -> None:
 
 
 @click.command()
-@_DAY
+@DAY
 @_USER
 def report(day: datetime, user: str | None) -> None:
     """Draw a day's charts and write its bill as CSV."""
@@ -82,7 +81,7 @@ def report(day: datetime, user: str | None) -> None:
 
 
 @click.command()
-@_DAY
+@DAY
 @_USER
 def mail(day: datetime, user: str | None) -> None:
     """Mail a closed day's bill, or write it to the outbox; a bill that was mailed is not mailed again."""
@@ -110,15 +109,13 @@ def sample_counters() -> None:
 
 
 @reconcile.command("report")
-@_DAY
+@DAY
 def report_reconciliation(day: datetime) -> None:
     """Show what was metered and what was served, by model and hour.
 
     The unmetered share is what the servers counted and no event tells of.
     """
-    with told_errors():
-        settings = BillingSettings()
-        with reading(open_ledger(settings.ledger_url, settings.time_zone)) as connection:
-            found = reconcile_day(connection, day.date(), settings.zone)
+    with ledger_transaction(writes=False) as (settings, connection):
+        found = reconcile_day(connection, day.date(), settings.zone)
     for line in render(found, day.date(), settings.zone):
         click.echo(line)

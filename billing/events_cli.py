@@ -8,9 +8,9 @@ import click
 import sqlalchemy as sa
 
 from billing.aggregates import rebuild_day
-from billing.cli_errors import told_errors
+from billing.command import DAY, ledger_transaction, told_errors
 from billing.events import EventReader
-from billing.ledger import lock_ledger, open_ledger, reading, writing
+from billing.ledger import lock_ledger, open_ledger
 from billing.retention import drop_events
 from billing.settings import BillingSettings
 from billing.store import retry_set_aside
@@ -25,10 +25,8 @@ def events() -> None:
 @events.command("set-aside")
 def list_set_aside() -> None:
     """List the lines that could not be stored, and why."""
-    with told_errors():
-        settings = BillingSettings()
-        with reading(open_ledger(settings.ledger_url, settings.time_zone)) as connection:
-            rows = connection.execute(sa.select(lines).order_by(lines.c.set_aside_at)).all()
+    with ledger_transaction(writes=False) as (_, connection):
+        rows = connection.execute(sa.select(lines).order_by(lines.c.set_aside_at)).all()
     for row in rows:
         click.echo(
             f"{row.set_aside_at:%Y-%m-%d %H:%M} {row.code:<22} {row.segment} at byte {row.offset_bytes:,}"
@@ -67,15 +65,13 @@ def drop(before: datetime) -> None:
 
 
 @events.command()
-@click.argument("day", type=click.DateTime(["%Y-%m-%d"]), metavar="YYYY-MM-DD")
+@DAY
 def rebuild(day: datetime) -> None:
     """Make a day's hourly aggregates anew from its events.
 
     They come to the same, or were wrong.
     """
-    with told_errors():
-        settings = BillingSettings()
-        with writing(open_ledger(settings.ledger_url, settings.time_zone)) as connection:
-            lock_ledger(connection)
-            hours = rebuild_day(connection, day.date())
+    with ledger_transaction(writes=True) as (_, connection):
+        lock_ledger(connection)
+        hours = rebuild_day(connection, day.date())
     click.echo(f"{day.date()}: {hours:,} hourly aggregates made anew.")

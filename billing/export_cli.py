@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from billing.beancount import write_beancount
-from billing.cli_errors import told_errors
+from billing.command import ledger_transaction, told_errors
 from billing.exports import Exported, export_file, month_of, period, told_days
 from billing.focus_files import export_focus, rows_writer
 from billing.ledger import open_ledger, reading
@@ -32,11 +32,9 @@ def statement_command(
     month: datetime, user: str | None, project: str | None, department: str | None, kind: str
 ) -> None:
     """Show what a month's bills come to, and how that was rounded."""
-    with told_errors():
-        settings = BillingSettings()
-        with reading(open_ledger(settings.ledger_url, settings.time_zone)) as connection:
-            selection = Selection(user, project, department)
-            told = statement(connection, month.date(), settings.zone, selection)
+    with ledger_transaction(writes=False) as (settings, connection):
+        selection = Selection(user, project, department)
+        told = statement(connection, month.date(), settings.zone, selection)
     sys.stdout.buffer.write(as_csv(told) if kind == "csv" else as_text(told).encode())
 
 

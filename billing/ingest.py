@@ -11,7 +11,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from billing.aggregates import roll_up
+from billing.aggregates import roll_up_now
 from billing.errors import LedgerError
 from billing.events import EventReader
 from billing.ledger import insert, share_ledger, writing
@@ -32,9 +32,7 @@ def ingest(ledger: Engine, journal_dir: Path, zone: tzinfo) -> IngestResult:
         where it is, and every other segment was stored first.
     """
     result, damaged = store_journal(ledger, journal_dir, EventReader(zone))
-    with writing(ledger) as connection:
-        share_ledger(connection)
-        roll_up(connection)
+    roll_up_now(ledger)
     if damaged:
         raise LedgerError("journal_damaged", "; ".join(damaged))
     return result

@@ -19,7 +19,7 @@ from typing import cast
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from sqlalchemy.engine import Engine
 
-from billing.aggregates import roll_up
+from billing.aggregates import roll_up_now
 from billing.errors import SourceError
 from billing.events import EventReader
 from billing.ingest import move_offset, offset_of
@@ -183,9 +183,7 @@ class _Reader:
     def roll_up(self) -> None:
         """Add what was stored to the hours."""
         if self._waiting:
-            with writing(self._ledger) as connection:
-                share_ledger(connection)
-                roll_up(connection)
+            roll_up_now(self._ledger)
             self._waiting = False
 
     def _store(self, partition: int, lines: list[Line]) -> None:

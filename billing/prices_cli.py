@@ -7,7 +7,7 @@ import getpass
 import click
 from sqlalchemy.engine import Engine
 
-from billing.cli_errors import told_errors
+from billing.command import told_errors
 from billing.departments import DepartmentRule
 from billing.discounts import Discount
 from billing.errors import PricesError

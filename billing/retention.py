@@ -14,8 +14,7 @@ from billing import chain
 from billing.aggregates import prove_hours
 from billing.errors import AuditError, LedgerError
 from billing.ledger import closed_days, lock_ledger, writing
-from billing.merkle import merkle_root
-from billing.seals import batch_leaf, verify_events
+from billing.seals import batches_root, verify_events
 from billing.store import partition_name
 from billing.tables import event_batches, usage_events
 
@@ -68,7 +67,7 @@ def verify_dropped(connection: Connection, acts: Mapping[str, Mapping[str, Any]]
     for batch in map(dict, connection.execute(gone.order_by(event_batches.c.id)).mappings()):
         found.setdefault(f"{batch['day']} {batch['dropped_at'].isoformat()}", []).append(batch)
     for act in sorted(found.keys() | acts.keys()):
-        root = merkle_root(batch_leaf(batch) for batch in found.get(act, ())).hex()
+        root = batches_root(found.get(act, ()))
         if act not in acts or acts[act]["events_root"] != root:
             raise AuditError("retention_altered", f"the batches dropped for {act} are not those on record")
 
@@ -84,7 +83,7 @@ def _drop_day(connection: Connection, day: date, now: datetime) -> Dropped | Non
     prove_hours(connection, day)
     events = verify_events(connection, day)
     connection.execute(event_batches.update().where(kept).values(dropped_at=now))
-    root = merkle_root(batch_leaf(batch) for batch in batches).hex()
+    root = batches_root(batches)
     act = {"day": day.isoformat(), "dropped_at": now.isoformat(), "events": events, "events_root": root}
     chain.append(connection, "retention", act, now)
     if connection.dialect.name == "postgresql":

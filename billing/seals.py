@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
@@ -42,7 +42,7 @@ def seal(connection: Connection, day: date) -> Seal:
         day.isoformat(),
         len(batches),
         sum(batch["requests"] for batch in batches),
-        merkle_root(map(batch_leaf, batches)).hex(),
+        batches_root(batches),
         len(lines),
         merkle_root(lines).hex(),
     )
@@ -52,6 +52,11 @@ def batches_of(connection: Connection, day: date) -> list[Mapping[str, Any]]:
     """The batches on the bill of a day, rows of `event_batches`, in the order of their numbers."""
     query = sa.select(event_batches).where(event_batches.c.bill_day == day).order_by(event_batches.c.id)
     return [dict(row) for row in connection.execute(query).mappings()]
+
+
+def batches_root(batches: Iterable[Mapping[str, Any]]) -> str:
+    """The Merkle root over batches in their order, in hexadecimal digits."""
+    return merkle_root(map(batch_leaf, batches)).hex()
 
 
 def batch_leaf(batch: Mapping[str, Any]) -> bytes:

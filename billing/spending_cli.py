@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from datetime import datetime, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -15,14 +14,12 @@ from billing import wallets
 from billing.aggregates import roll_up
 from billing.budgets import read_budgets
 from billing.budgets_report import month_budgets, record_budgets, tell_budgets
-from billing.cli_errors import told_errors
+from billing.command import ledger_transaction
 from billing.costs_file import read_costs
 from billing.costs_report import costs_report, days_of
 from billing.costs_text import tell_costs
 from billing.errors import WalletError
-from billing.ledger import open_ledger, reading, writing
 from billing.money import format_amount, to_minor
-from billing.settings import BillingSettings
 from billing.strict_toml import DECIMAL
 from billing.text_table import text_table
 from billing.training_runs import Import, import_runs
@@ -33,15 +30,6 @@ _NOTE = click.option("--note", default="", help="Why, such as an order's number.
 _CURRENCY = click.option("--currency", help="Such as CNY.  [default: that of the prices]")
 
 
-@contextmanager
-def _ledger(*, writes: bool) -> Iterator[tuple[BillingSettings, Connection]]:
-    with told_errors():
-        settings = BillingSettings()
-        transaction = writing if writes else reading
-        with transaction(open_ledger(settings.ledger_url, settings.time_zone)) as connection:
-            yield settings, connection
-
-
 @click.group()
 def costs() -> None:
     """Set what machines and trainings cost against what was billed."""
@@ -50,7 +38,7 @@ def costs() -> None:
 @costs.command("import")
 def import_command() -> None:
     """Store the training costs in training_dir, each once."""
-    with _ledger(writes=True) as (settings, connection):
+    with ledger_transaction(writes=True) as (settings, connection):
         found = import_runs(connection, settings.training_dir)
     click.echo(f"{found.stored:,} trainings stored, {found.known:,} were there already.")
     _name_refused(found, settings.training_dir)
@@ -67,7 +55,7 @@ def report_command(period: str) -> None:
         days_of(period)
     except ValueError as error:
         raise click.BadParameter(f"{period!r} is neither a day nor a month") from error
-    with _ledger(writes=True) as (settings, connection):
+    with ledger_transaction(writes=True) as (settings, connection):
         listed = read_costs(settings.costs_file)
         found = import_runs(connection, settings.training_dir)
         roll_up(connection)
@@ -81,7 +69,7 @@ def report_command(period: str) -> None:
 @click.argument("month", type=click.DateTime(["%Y-%m"]), metavar="[YYYY-MM]", required=False)
 def budgets(month: datetime | None) -> None:
     """Show a month's budgets, what is billed of each, and where the month is heading."""
-    with _ledger(writes=True) as (settings, connection):
+    with ledger_transaction(writes=True) as (settings, connection):
         listed, now = read_budgets(settings.budgets_file), datetime.now(timezone.utc)
         record_budgets(connection, listed, now)
         first = month.date() if month else month_start(today(settings.zone))
@@ -94,30 +82,23 @@ def wallet() -> None:
     """Prepaid credit of projects; every closed bill is charged to it."""
 
 
-@wallet.command()
-@click.argument("project")
-@click.argument("amount")
-@_CURRENCY
-@_WHO
-@_NOTE
+def _booking(command: Callable[..., None]) -> click.Command:
+    """A command of the wallet that books an amount for a project."""
+    for option in (_NOTE, _WHO, _CURRENCY, click.argument("amount"), click.argument("project")):
+        command = option(command)
+    return wallet.command()(command)
+
+
+@_booking
 def topup(project: str, amount: str, currency: str | None, who: str, note: str) -> None:
     """Add credit; bills that are closed from now on are charged to it."""
-    with _ledger(writes=True) as (_, connection):
-        balance = wallets.top_up(connection, project, *_money(connection, amount, currency), who, note)
-    click.echo(f"{project} has {format_amount(balance.balance_minor, balance.currency)}.")
+    _book(wallets.top_up, project, amount, currency, who, note)
 
 
-@wallet.command()
-@click.argument("project")
-@click.argument("amount")
-@_CURRENCY
-@_WHO
-@_NOTE
+@_booking
 def refund(project: str, amount: str, currency: str | None, who: str, note: str) -> None:
     """Pay credit back to a project."""
-    with _ledger(writes=True) as (_, connection):
-        balance = wallets.refund(connection, project, *_money(connection, amount, currency), who, note)
-    click.echo(f"{project} has {format_amount(balance.balance_minor, balance.currency)}.")
+    _book(wallets.refund, project, amount, currency, who, note)
 
 
 @wallet.command()
@@ -127,7 +108,7 @@ def show(project: str | None) -> None:
 
     Times are in the billing time zone.
     """
-    with _ledger(writes=False) as (settings, connection):
+    with ledger_transaction(writes=False) as (settings, connection):
         found = wallets.balances(connection, project)
         booked = wallets.entries(connection, project) if project else []
     for entry in booked:
@@ -137,6 +118,14 @@ def show(project: str | None) -> None:
         click.echo(f"{at:%Y-%m-%d %H:%M} {entry.kind:<7}{amount:>18}  {about}  {entry.note}".rstrip())
     rows = [[b.project, format_amount(b.balance_minor, b.currency)] for b in found]
     click.echo("\n".join(text_table(rows)) if rows else "No wallet.")
+
+
+def _book(
+    book: Callable[..., wallets.Balance], project: str, amount: str, currency: str | None, who: str, note: str
+) -> None:
+    with ledger_transaction(writes=True) as (_, connection):
+        balance = book(connection, project, *_money(connection, amount, currency), who, note)
+    click.echo(f"{project} has {format_amount(balance.balance_minor, balance.currency)}.")
 
 
 def _money(connection: Connection, amount: str, currency: str | None) -> tuple[int, str]:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from psycopg.errors import UniqueViolation
 from sqlalchemy.engine import Connection, Engine
 
-from billing.aggregates import roll_up
+from billing.aggregates import roll_up_now
 from billing.bulk import insert_rows
 from billing.events import SAID, EventReader, EventRow
 from billing.ledger import closed_days, insert, share_ledger, writing
@@ -127,12 +127,12 @@ def store(connection: Connection, segment: str, offset: int, parsed: Parsed) -> 
     rows = {row.id: row for _, row in reversed(parsed.rows)}  # of the same id the first
     by_day: dict[date, list[EventRow]] = defaultdict(list)
     # In the order of their ids, so that two ingesters never wait for each other in a circle.
-    for event_id in sorted(rows):
-        row = rows[event_id]
+    in_order = [rows[event_id] for event_id in sorted(rows)]
+    for row in in_order:
         by_day[row.day].append(row)
     days = sorted(by_day)
     batch_of = dict(zip(days, _new_batch_ids(connection, len(days)), strict=True))
-    new = _claim(connection, [(i, batch_of[rows[i].day], rows[i].content_sha256) for i in sorted(rows)])
+    new = _claim(connection, [(row.id, batch_of[row.day], row.content_sha256) for row in in_order])
     closed = closed_days(connection, days)
     for day in days:
         fresh = [row for row in by_day[day] if row.id in new]
@@ -202,9 +202,7 @@ def retry_set_aside(ledger: Engine, reader: EventReader, now: datetime | None = 
             prepare_days(ledger, parsed.days)
             if connection.execute(set_aside.delete().where(place)).rowcount:
                 result.add(store(connection, row.segment, row.offset_bytes, parsed))
-    with writing(ledger) as connection:
-        share_ledger(connection)
-        roll_up(connection)
+    roll_up_now(ledger)
     return result
 
 

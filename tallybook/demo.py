@@ -29,8 +29,9 @@ from billing import audit
 from billing.closure import prove
 from billing.ledger import open_ledger, reading
 from billing.money import format_amount, to_decimal
+from billing.owing import CLOSED
 from billing.settings import BillingSettings
-from billing.tables import bill_days, bill_lines, event_batches, usage_events
+from billing.tables import bill_lines, event_batches, usage_events
 from tallybook.airflow import AirflowError, EmbeddedAirflow
 from tallybook.calendar import billing_day
 from tallybook.processes import Processes, ProcessFailedError, answers, free_port
@@ -192,7 +193,7 @@ def _compare(folder: Path, seen: list[Seen]) -> bool:
         columns = (usage_events.c.id, usage_events.c.prompt_tokens, usage_events.c.completion_tokens)
         recorded = {row[0]: (row[1], row[2]) for row in connection.execute(sa.select(*columns))}
         verified = audit.verify(connection)
-        proofs = [prove(connection, day) for day in sorted(connection.scalars(_CLOSED))]
+        proofs = [prove(connection, day) for day in sorted(connection.scalars(CLOSED))]
     clients = {project: _totals(s for s in seen if s.project == project) for project in DEPARTMENTS}
     click.echo(f"     {'project':<18}{'requests':>9}{'prompt':>10}{'completion':>12}{'amount':>12}")
     for project, row in billed.items():
@@ -231,7 +232,6 @@ def _compare(folder: Path, seen: list[Seen]) -> bool:
     return agree
 
 
-_CLOSED = sa.select(bill_days.c.day).where(bill_days.c.state == "closed")
 _COLUMNS = {"requests": 9, "prompt_tokens": 10, "completion_tokens": 12}
 
 
@@ -244,7 +244,7 @@ def _billed(connection: Connection) -> tuple[dict[str, dict[str, int]], str]:
         row["completion_tokens" if line.direction == "output" else "prompt_tokens"] += line.quantity_tokens
         row["amount_minor"] += line.amount_minor
         currency = line.currency
-    billed = sa.select(event_batches.c.id).where(event_batches.c.bill_day.in_(_CLOSED))
+    billed = sa.select(event_batches.c.id).where(event_batches.c.bill_day.in_(CLOSED))
     counted = sa.select(usage_events.c.project, sa.func.count()).where(usage_events.c.batch_id.in_(billed))
     for project, requests in connection.execute(counted.group_by(usage_events.c.project)):
         found[project]["requests"] = requests

@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timezone
 from decimal import Decimal
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from billing.ledger import open_ledger, writing
 from billing.prices import Price
 from billing.rating import UNRATED, Terms
 from billing.tables import bill_days, bill_lines, bill_totals
+from tests.billing.conftest import TIME_ZONE
 from tests.billing.factories import a_price
 
 FLAT = a_price()
@@ -24,6 +27,20 @@ _TERMS = ("direction", "price_id", "tier", "discount_percent")
 @lru_cache
 def _terms(price: Price, direction: str, discount: str) -> tuple[Terms, str]:
     return Terms(price, direction, Decimal(discount)), price.id
+
+
+def billed_ledger(folder: Path, *prices: Price | None) -> str:
+    """The URL of a ledger with a closed bill of 2020-01-05: 5,000 tokens at each price, or unrated."""
+    url = f"sqlite:///{folder / 'ledger.db'}"
+    ledger = open_ledger(url, TIME_ZONE)
+    with writing(ledger) as connection:
+        bills = Bills(connection)
+        bills.close(date(2020, 1, 5))
+        for price in prices:
+            bills.add(date(2020, 1, 5), 5_000, price)
+        bills.write()
+    ledger.dispose()
+    return url
 
 
 @dataclass
@@ -90,6 +107,11 @@ class Bills:
                 charge.tokens_before,
             )
         self._months[running] += tokens
+
+    def add_all_named(self, day: date, name: str) -> None:
+        """Bill tokens whose user, project, department, model and version all have this name."""
+        whose: dict[str, Any] = {"user_id": name, "project": name, "department": name, "model_version": name}
+        self.add(day, 1_000, a_price(model=name), **whose)
 
     def minimum(self, day: date, requests: int, amount_minor: int, price: Price = FLAT) -> None:
         """Bill what requests lack to the minimum of their price."""

@@ -25,15 +25,14 @@ from sqlalchemy.engine import Connection, Engine
 from billing.beancount import account, component, quoted, write_beancount
 from billing.errors import BillingError
 from billing.exports import month_of
-from billing.ledger import open_ledger, writing
+from billing.ledger import writing
 from billing.prices import Price
 from billing.rating import MINIMUM
 from billing.tables import bill_lines, bill_totals
 from tallybook.cli import main
-from tests.billing.conftest import TIME_ZONE
 from tests.billing.factories import ZONE, a_price
 from tests.billing.generated_month import NOVEMBER, PRICES
-from tests.billing.hand_made import Bills
+from tests.billing.hand_made import FLAT, Bills, billed_ledger
 
 DECEMBER = date(2026, 12, 1)
 LATER = datetime(2027, 1, 9, tzinfo=ZONE)
@@ -268,13 +267,7 @@ def test_hostile_names_stay_names(sqlite_ledger: Engine, tmp_path: Path) -> None
         bills = Bills(connection)
         bills.close(date(2026, 11, 3))
         for name in hostile:
-            subject: dict[str, Any] = {
-                "user_id": name,
-                "project": name,
-                "department": name,
-                "model_version": name,
-            }
-            bills.add(date(2026, 11, 3), 1_000, a_price(model=name), **subject)
+            bills.add_all_named(date(2026, 11, 3), name)
         bills.write()
         entries = loaded(ledger_file(connection, tmp_path))
     bills_of = {entry.payee: entry for entry in transactions(entries)}
@@ -296,14 +289,7 @@ def test_what_beancount_could_not_compute_exactly_is_refused(sqlite_ledger: Engi
 
 
 def test_the_command_line_writes_a_ledger_or_says_why_not(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'ledger.db'}"
-    ledger = open_ledger(url, TIME_ZONE)
-    with writing(ledger) as connection:
-        bills = Bills(connection)
-        bills.close(date(2020, 1, 5))
-        bills.add(date(2020, 1, 5), 5_000)
-        bills.write()
-    ledger.dispose()
+    url = billed_ledger(tmp_path, FLAT)
     out = tmp_path / "jan.beancount"
 
     def run(month: str, file: Path) -> tuple[int, str]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from datetime import date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 import pytest
@@ -21,16 +20,15 @@ from billing.errors import BillingError
 from billing.exports import Exported, Period
 from billing.focus import COLUMNS
 from billing.focus_files import export_focus, rows_writer
-from billing.ledger import open_ledger, reading, writing
+from billing.ledger import reading, writing
 from billing.money import to_decimal
 from billing.statement import Selection, statement
 from billing.tables import bill_lines
 from tallybook.cli import main
-from tests.billing.conftest import TIME_ZONE
 from tests.billing.factories import ZONE, a_price
 from tests.billing.focus_rules import RULES, Row, check
 from tests.billing.generated_month import NOVEMBER
-from tests.billing.hand_made import FLAT, Bills, billed_minor
+from tests.billing.hand_made import FLAT, Bills, billed_ledger, billed_minor
 
 _MOMENT = re.compile(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")  # of what NumericFormat allows, what is written here
@@ -174,13 +172,7 @@ def test_hostile_names_stay_names(sqlite_ledger: Engine, tmp_path: Path, ending:
         bills = Bills(connection)
         bills.close(date(2026, 11, 3))
         for name in HOSTILE:
-            subject: dict[str, Any] = {
-                "user_id": name,
-                "project": name,
-                "department": name,
-                "model_version": name,
-            }
-            bills.add(date(2026, 11, 3), 1_000, a_price(model=name), **subject)
+            bills.add_all_named(date(2026, 11, 3), name)
         bills.write()
         _, rows = exported(connection, tmp_path / f"focus.{ending}", ALL)
     by_tag = {json.loads(row["Tags"])["tallybook:user"]: row for row in rows}
@@ -241,15 +233,7 @@ def run(*arguments: str, url: str) -> tuple[int, str]:
 
 
 def test_the_command_line_writes_a_file_or_says_why_not(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'ledger.db'}"
-    ledger = open_ledger(url, TIME_ZONE)
-    with writing(ledger) as connection:
-        bills = Bills(connection)
-        bills.close(date(2020, 1, 5))
-        bills.add(date(2020, 1, 5), 5_000, FLAT)
-        bills.add(date(2020, 1, 5), 5_000, None)
-        bills.write()
-    ledger.dispose()
+    url = billed_ledger(tmp_path, FLAT, None)
     file = tmp_path / "new" / "focus.csv"
     days = ("--from", "2020-01-01", "--to", "2020-01-31")
     status, output = run("focus", *days, "--out", str(file), url=url)

@@ -13,15 +13,14 @@ from click.testing import CliRunner
 from sqlalchemy.engine import Connection, Engine
 
 from billing.errors import BillingError
-from billing.ledger import open_ledger, writing
+from billing.ledger import writing
 from billing.statement import Selection, Statement, statement
 from billing.statement_text import as_csv, as_text
 from billing.tables import bill_days, bill_lines, bill_totals
 from tallybook.cli import main
-from tests.billing.conftest import TIME_ZONE
 from tests.billing.factories import ZONE
 from tests.billing.generated_month import NOVEMBER
-from tests.billing.hand_made import FLAT, Bills, billed_minor
+from tests.billing.hand_made import FLAT, Bills, billed_ledger, billed_minor
 
 LATER = datetime(2026, 12, 5, 12, tzinfo=ZONE)
 ON_BILLS = bill_lines.c.day.between(NOVEMBER, date(2026, 11, 30))
@@ -205,14 +204,7 @@ def test_a_month_without_bills_is_told(
 
 
 def test_the_command_line_tells_a_month(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'ledger.db'}"
-    ledger = open_ledger(url, TIME_ZONE)
-    with writing(ledger) as connection:
-        bills = Bills(connection)
-        bills.close(date(2020, 1, 5))
-        bills.add(date(2020, 1, 5), 5_000, FLAT)
-        bills.write()
-    ledger.dispose()
+    url = billed_ledger(tmp_path, FLAT)
     env = {"TALLYBOOK_LEDGER_URL": url}
     shown = CliRunner().invoke(main, ["statement", "2020-01", "--user", "user-a"], env=env)
     assert shown.exit_code == 0, shown.output

@@ -1,4 +1,4 @@
-"""How a command of billing tells an error: one line, a stable code, status 1."""
+"""What commands of billing share: the ledger of the settings, a day, and how an error is told."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ import click
 import psycopg
 import sqlalchemy as sa
 from pydantic import ValidationError
+from sqlalchemy.engine import Connection
 
 from billing.errors import BillingError
+from billing.ledger import open_ledger, reading, writing
+from billing.settings import BillingSettings
+
+DAY = click.argument("day", type=click.DateTime(["%Y-%m-%d"]), metavar="YYYY-MM-DD")
 
 
 @contextmanager
@@ -28,3 +33,13 @@ def told_errors() -> Iterator[None]:
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise click.ClickException(f"settings_invalid: {wrong}") from error
+
+
+@contextmanager
+def ledger_transaction(*, writes: bool) -> Iterator[tuple[BillingSettings, Connection]]:
+    """The settings, and one transaction in their ledger; errors are told."""
+    with told_errors():
+        settings = BillingSettings()
+        transaction = writing if writes else reading
+        with transaction(open_ledger(settings.ledger_url, settings.time_zone)) as connection:
+            yield settings, connection
