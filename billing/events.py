@@ -22,6 +22,8 @@ from tallybook.usage import (
     NAME,
     InvalidEventError,
     UsageEvent,
+    is_encrypted,
+    is_trace_id,
 )
 
 # The columns of `usage_events` that hold what the event said, in the order of `EventRow.said`.
@@ -29,8 +31,13 @@ SAID = (
     "id", "source", "time", "user_id", "project", "department", "operation", "model", "model_version",
     "model_label", "latency_class", "tokenizer_fingerprint", "prompt_tokens", "completion_tokens",
     "cached_tokens", "usage_estimated", "duration_seconds", "time_to_first_token_seconds", "client_ip",
-    "status", "prompt_sha256", "prompt_prefix", "extra",
+    "status", "prompt_sha256", "prompt_prefix", "extra", "reasoning_tokens", "delivered_tokens", "api_key_id",
+    "trace_id", "prompt_encrypted",
 )  # fmt: skip
+# What the columns behind `extra` hold when the event does not say them. Such values are left out of the
+# digest from its end, so that an event has one digest, whichever columns the ledger has got since.
+_SINCE = SAID.index("extra") + 1
+_UNSAID = (0, None, None, None, None)
 _TIME, _PREFIX = SAID.index("time"), SAID.index("prompt_prefix")
 _PROMPT, _CACHED, _COMPLETION = (SAID.index(n) for n in COUNTS)
 _NO_LABEL = "-"  # a name like any other, which stands where there is no label
@@ -63,6 +70,11 @@ class _Data(msgspec.Struct, forbid_unknown_fields=True, gc=False):
     time_to_first_token_seconds: _Seconds | None = None
     prompt_sha256: str | None = None
     prompt_prefix: str | None = None
+    reasoning_tokens: _Tokens = 0
+    delivered_tokens: _Tokens | None = None
+    api_key_id: str | None = None
+    trace_id: str | None = None
+    prompt_encrypted: str | None = None
 
 
 class _Record(msgspec.Struct, forbid_unknown_fields=True, gc=False):
@@ -139,12 +151,17 @@ class EventReader:
             (self._names.issuperset(names) or self._are_names(names))
             and (self._texts.issuperset(texts) or self._are_texts(texts))
             and data.cached_tokens <= prompt
+            and data.reasoning_tokens <= completion
+            and (data.delivered_tokens is None or data.delivered_tokens <= completion)
             and data.total_tokens == prompt + completion
             and len(time) == 32
             and (time[:16] in self._minutes or self._is_minute(time[:16]))
             and _REST_OF_TIME.fullmatch(time, 16)
             and _is_text(record.id)
             and (data.prompt_sha256 is None or _is_text(data.prompt_sha256))
+            and (data.api_key_id is None or self._are_texts((data.api_key_id,)))
+            and (data.trace_id is None or is_trace_id(data.trace_id))
+            and (data.prompt_encrypted is None or is_encrypted(data.prompt_encrypted))
         ):
             return None
         return (
@@ -152,7 +169,8 @@ class EventReader:
             data.model, data.model_version, label or "", data.latency_class, data.tokenizer_fingerprint,
             prompt, completion, data.cached_tokens, data.usage_estimated, data.duration_seconds + 0.0,
             None if first is None else first + 0.0, data.client_ip, data.status, data.prompt_sha256,
-            data.prompt_prefix, None,
+            data.prompt_prefix, None, data.reasoning_tokens, data.delivered_tokens, data.api_key_id,
+            data.trace_id, data.prompt_encrypted,
         )  # fmt: skip
 
     def _are_names(self, names: Iterable[str]) -> bool:
@@ -207,6 +225,8 @@ def _by_the_rule(raw: bytes) -> tuple[UsageEvent, tuple[Any, ...]]:
         event.tokenizer_fingerprint, event.prompt_tokens, event.completion_tokens, event.cached_tokens,
         event.usage_estimated, event.duration_seconds + 0.0, None if first is None else first + 0.0,
         event.client_ip, event.status, event.prompt_sha256, event.prompt_prefix, _extra(record),
+        event.reasoning_tokens, event.delivered_tokens, event.api_key_id, event.trace_id,
+        event.prompt_encrypted,
     )  # fmt: skip
 
 
@@ -225,7 +245,10 @@ def _extra(record: Mapping[str, Any]) -> str | None:
 
 def _digest(said: Sequence[Any]) -> bytes:
     """The hash of JSON of what was said, in the order of SAID; also the event's leaf in the Merkle trees."""
-    return leaf_hash(orjson.dumps(said))
+    end = len(said)
+    while end > _SINCE and said[end - 1] == _UNSAID[end - 1 - _SINCE]:
+        end -= 1
+    return leaf_hash(orjson.dumps(said[:end]))
 
 
 def _text_of(time: datetime) -> str:

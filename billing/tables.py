@@ -101,6 +101,11 @@ usage_events = sa.Table(
     sa.Column("prompt_sha256", sa.Text),
     sa.Column("prompt_prefix", sa.LargeBinary),  # UTF-8; PostgreSQL takes no NUL in a text
     sa.Column("extra", sa.Text),  # fields of a newer producer, as canonical JSON
+    sa.Column("reasoning_tokens", sa.Integer, nullable=False, server_default="0"),  # of the completion's
+    sa.Column("delivered_tokens", sa.Integer),  # of the completion's; null: all
+    sa.Column("api_key_id", sa.Text),
+    sa.Column("trace_id", sa.Text),
+    sa.Column("prompt_encrypted", sa.Text),
     # In the order of storing, which is the order of these columns: a few pages on PostgreSQL.
     sa.Index("usage_events_batch", "day", "batch_id", postgresql_using="brin"),
     postgresql_partition_by="RANGE (day)",

@@ -14,9 +14,12 @@ EVENT_TYPE = "tallybook.usage.v1"
 NAME = re.compile(r"[A-Za-z0-9._@:\-]{1,128}")  # users, projects, departments, models, versions
 MAX_TOKENS = 1_000_000_000  # of one request; above it a count is an error, not a request
 MAX_TEXT = 512
+MAX_ENCRYPTED = 2 << 20  # characters of a captured text, encrypted
 _RFC_3339 = re.compile(
     r"(\d{4}-\d{2}-\d{2}[Tt]\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?([Zz]|[+-]\d{2}:\d{2})", re.ASCII
 )
+_TRACE_ID = re.compile(r"(?!0{32})[0-9a-f]{32}", re.ASCII)
+_ENCRYPTED = re.compile(rf"[\x21-\x7e]{{1,{MAX_ENCRYPTED}}}", re.ASCII)
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -37,6 +40,9 @@ class UsageEvent:
     ever and made by the server, never taken from a client. `tokenizer_fingerprint` is the SHA-256 of
     the tokenizer that counted. `model_label` is the label that the version was served under, such as
     `canary`; `latency_class` is how fast the answer had to be, where prices depend on that.
+    `reasoning_tokens` are part of `completion_tokens`, and so are `delivered_tokens`, those that reached the
+    client; None: all did. `trace_id` is that of W3C Trace Context. `prompt_encrypted` is the whole captured
+    text, encrypted, in printable ASCII without spaces.
     """
 
     id: str
@@ -61,6 +67,11 @@ class UsageEvent:
     status: int
     prompt_sha256: str | None = None
     prompt_prefix: str | None = None
+    reasoning_tokens: int = 0
+    delivered_tokens: int | None = None
+    api_key_id: str | None = None
+    trace_id: str | None = None
+    prompt_encrypted: str | None = None
 
     @property
     def total_tokens(self) -> int:
@@ -124,12 +135,18 @@ DATA_NAMES = frozenset({f.name for f in fields(UsageEvent)} - _ENVELOPE | {"tota
 _DATA_FIELDS = [f.name for f in fields(UsageEvent) if f.name not in _ENVELOPE]
 _OPTIONAL = {
     "model_label", "latency_class", "cached_tokens", "usage_estimated", "time_to_first_token_seconds",
-    "prompt_sha256", "prompt_prefix",
+    "prompt_sha256", "prompt_prefix", "reasoning_tokens", "delivered_tokens", "api_key_id", "trace_id",
+    "prompt_encrypted",
 }  # fmt: skip
 _REQUIRED_DATA = set(_DATA_FIELDS) - _OPTIONAL
 _NAMES = ("user", "project", "department", "model", "model_version", "model_label", "latency_class")
-_TEXTS = ("id", "source", "operation", "tokenizer_fingerprint", "client_ip", "prompt_sha256")
-_COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens")
+_TEXTS = ("id", "source", "operation", "tokenizer_fingerprint", "client_ip", "prompt_sha256", "api_key_id")
+_COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens", "delivered_tokens")
+# What is a part of what.
+_PARTS = (
+    ("cached_tokens", "prompt_tokens"), ("reasoning_tokens", "completion_tokens"),
+    ("delivered_tokens", "completion_tokens"),
+)  # fmt: skip
 _SECONDS = ("duration_seconds", "time_to_first_token_seconds")
 
 
@@ -142,6 +159,16 @@ def new_event_id(now_seconds: float | None = None) -> str:
     value = value & ~(0x3 << 62) | 0x2 << 62
     digits = f"{value:032x}"
     return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+def is_trace_id(value: object) -> bool:
+    """Whether this is a trace id of W3C Trace Context."""
+    return isinstance(value, str) and _TRACE_ID.fullmatch(value) is not None
+
+
+def is_encrypted(value: object) -> bool:
+    """Whether this can be an encrypted text: printable ASCII without spaces, not too long."""
+    return isinstance(value, str) and _ENCRYPTED.fullmatch(value) is not None
 
 
 def _instant(text: object) -> datetime:
@@ -173,12 +200,21 @@ def _check(event: UsageEvent) -> None:
             raise InvalidEventError("invalid_text", f"{name} must be 1-{MAX_TEXT} printable characters")
     if event.prompt_prefix is not None and not isinstance(event.prompt_prefix, str):
         raise InvalidEventError("invalid_text", "prompt_prefix must be a string")
+    if event.trace_id is not None and not is_trace_id(event.trace_id):
+        raise InvalidEventError("invalid_text", "trace_id must be 32 lower-case hex digits, not all zero")
+    if event.prompt_encrypted is not None and not is_encrypted(event.prompt_encrypted):
+        raise InvalidEventError(
+            "invalid_text", f"prompt_encrypted must be 1-{MAX_ENCRYPTED} of printable ASCII without spaces"
+        )
     for name in _COUNTS:
         value = getattr(event, name)
+        if value is None and name in _OPTIONAL:
+            continue
         if type(value) is not int or not 0 <= value <= MAX_TOKENS:
             raise InvalidEventError("invalid_count", f"{name} must be a whole number from 0 to {MAX_TOKENS}")
-    if event.cached_tokens > event.prompt_tokens:
-        raise InvalidEventError("contradiction", "cached_tokens is more than prompt_tokens")
+    for part, of in _PARTS:
+        if (getattr(event, part) or 0) > getattr(event, of):
+            raise InvalidEventError("contradiction", f"{part} is more than {of}")
     for name in _SECONDS:
         value = getattr(event, name)
         if value is not None and (type(value) not in (int, float) or not 0 <= value < 1e9):

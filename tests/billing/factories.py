@@ -38,6 +38,12 @@ _EVENT = UsageEvent(
     status=200,
 )
 
+# What an event may say since the ledger's second migration.
+TRACED: dict[str, Any] = {
+    "reasoning_tokens": 3, "delivered_tokens": 2, "api_key_id": "key-1", "trace_id": "0af7651916cd43dd" * 2,
+    "prompt_encrypted": "v1.k1.c2VjcmV0",
+}  # fmt: skip
+
 _PRICE = Price(
     model="review-sentiment",
     model_version=None,

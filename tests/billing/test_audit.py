@@ -30,9 +30,10 @@ from billing.tables import (
 )
 from billing.tariff import Tariff
 from tests.billing.conftest import TIME_ZONE, copy_of, forgetful
-from tests.billing.factories import AFTER, DAY, ZONE, a_price, an_event, write_segment
+from tests.billing.factories import AFTER, DAY, TRACED, ZONE, a_price, an_event, write_segment
 
 EVENTS = [replace(an_event(user=f"user-{n % 3}"), id=f"000-{n:03d}") for n in range(20)]
+EVENTS[0] = replace(EVENTS[0], **TRACED)
 LATE = an_event()
 OPEN = an_event()
 
@@ -117,6 +118,11 @@ ALTERED: list[tuple[Callable[[Connection], None], str]] = [
     (alter(usage_events, client_ip="10.0.0.1"), "event 000-000"),
     (alter(usage_events, prompt_prefix=b"\xff"), "event 000-000"),
     (alter(usage_events, time=AFTER), "event 000-000"),
+    (alter(usage_events, reasoning_tokens=4), "event 000-000"),
+    (alter(usage_events, delivered_tokens=None), "event 000-000"),
+    (alter(usage_events, api_key_id="key-2"), "event 000-000"),
+    (alter(usage_events, trace_id=None), "event 000-000"),
+    (alter(usage_events, prompt_encrypted=None), "event 000-000"),
     (alter(usage_events, batch_id=77), "event 000-000"),
     (alter(usage_events, context_band=32_769), "user user-0"),
     (alter(usage_events), "event 000-000 is missing"),
@@ -187,6 +193,24 @@ def test_a_request_that_waits_for_its_bill_says_so(closed: Engine) -> None:
     with reading(closed) as connection:
         found = trace(connection, OPEN.id)
     assert (found.batch["bill_day"], found.lines, found.sealed_by) == (None, [], None)
+
+
+def test_a_ledger_from_before_events_had_more_fields_is_proven_after_its_migration(
+    ledger_url: str, tmp_path: Path
+) -> None:
+    ledger = open_ledger(ledger_url, TIME_ZONE)
+    write_segment(tmp_path / "journal", [an_event() for _ in range(3)])
+    ingest(ledger, tmp_path / "journal", ZONE)
+    close(ledger, DAY)
+    with writing(ledger) as connection:
+        for name in TRACED:
+            connection.exec_driver_sql(f"ALTER TABLE usage_events DROP COLUMN {name}")
+        connection.exec_driver_sql("UPDATE ledger_version SET version_num = '0001'")
+    ledger.dispose()
+    ledger = open_ledger(ledger_url, TIME_ZONE)
+    with reading(ledger) as connection:
+        assert verify(connection).events == 3
+    ledger.dispose()
 
 
 def test_an_unknown_request_is_refused(closed: Engine) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from billing.events import SAID, EventReader, EventRow, content_sha256
 from tallybook.usage import InvalidEventError, UsageEvent
-from tests.billing.factories import DAY, NOON, ZONE, an_event
+from tests.billing.factories import DAY, NOON, TRACED, ZONE, an_event
 
 
 def read(raw: bytes, *, twice: bool) -> EventRow | str:
@@ -43,6 +43,7 @@ ODD = st.one_of(
          "2026-11-21T04:00:60.000000+00:00", "2026-11-21T04:00:0\u0663.000000+00:00",
          "2026-11-21T04:00:00.0000+0+00:00", "2026-11-21T04:00:00.250000+08:00", "2026-11-21T04:00:00Z",
          "2026-11-21 04:00:00.000000+00:00", "2026-11-21T04:00:00,000000+00:00",
+         "0" * 32, "a" * 32, "A" * 32, "two words",
          "2026-W47-6T04:00:00.000000+00:00", "2026-11-21T04:00:00.1234567+00:00"]
     ),
     st.lists(st.booleans(), max_size=1), st.dictionaries(st.text(max_size=2), st.booleans(), max_size=1),
@@ -50,15 +51,16 @@ ODD = st.one_of(
 PLACES = st.sampled_from(
     [("envelope", name) for name in ("id", "source", "type", "specversion", "subject", "time",
                                      "datacontenttype", "traceparent", "data")]
-    + [("data", name) for name in (*UsageEvent.__slots__, "total_tokens", "reasoning_tokens")]
+    + [("data", name) for name in (*UsageEvent.__slots__, "total_tokens", "audio_tokens")]
 )  # fmt: skip
 REMOVED = object()
 
 
 @settings(max_examples=600, deadline=None)
-@given(st.lists(st.tuples(PLACES, ODD | st.just(REMOVED)), max_size=3), st.booleans())
-def test_any_record_is_read_as_the_rule_reads_it(changes: list[Any], labelled: bool) -> None:
-    record = an_event(model_label="canary" if labelled else None, prompt_prefix="很好").to_record()
+@given(st.lists(st.tuples(PLACES, ODD | st.just(REMOVED)), max_size=3), st.booleans(), st.booleans())
+def test_any_record_is_read_as_the_rule_reads_it(changes: list[Any], labelled: bool, traced: bool) -> None:
+    more = TRACED if traced else {}
+    record = an_event(model_label="canary" if labelled else None, prompt_prefix="很好", **more).to_record()
     for (part, name), value in changes:
         target = record["data"] if part == "data" and isinstance(record.get("data"), dict) else record
         if value is REMOVED:
@@ -104,7 +106,8 @@ def test_an_event_that_is_ours_takes_the_fast_way(monkeypatch: pytest.MonkeyPatc
     reader = EventReader(ZONE)
     reader.read(orjson.dumps(an_event(model_label="canary", prompt_prefix="a").to_record()))
     monkeypatch.setattr(UsageEvent, "from_record", None)
-    for event in (an_event(), an_event(model_label="canary", prompt_sha256="a" * 64, cached_tokens=7)):
+    labelled = an_event(model_label="canary", prompt_sha256="a" * 64, cached_tokens=7)
+    for event in (an_event(), labelled, an_event(**TRACED)):
         assert reader.read(orjson.dumps(event.to_record())).tokens == (100, event.cached_tokens, 20)
 
 
@@ -116,6 +119,23 @@ def test_the_day_and_hour_of_a_known_minute_are_those_of_the_calendar(seconds: i
     told = [reader.read(orjson.dumps(an_event(time=t).to_record())) for t in near]
     fresh = [EventReader(ZONE).read(orjson.dumps(an_event(time=t).to_record())) for t in near]
     assert [(r.day, r.hour) for r in told] == [(r.day, r.hour) for r in fresh]
+
+
+def test_an_event_has_the_digest_that_it_had_before_there_were_more_fields() -> None:
+    event = an_event(id="0199-1", prompt_prefix="很好", cached_tokens=7)
+    row = EventReader(ZONE).read(orjson.dumps(event.to_record()))
+    assert row.content_sha256.hex() == "eb2f435bd65d0162ea5216281347bdbf5354a51e432e9a61e9bbf87c9250a3c6"
+
+
+@settings(deadline=None)
+@given(st.sets(st.sampled_from(sorted(TRACED))), st.sets(st.sampled_from(sorted(TRACED))))
+def test_each_field_that_is_said_is_in_the_digest(one: set[str], other: set[str]) -> None:
+    digests = [
+        EventReader(ZONE).read(orjson.dumps(event.to_record())).content_sha256
+        for said in (one, other)
+        for event in [an_event(id="a", **{name: TRACED[name] for name in said})]
+    ]
+    assert (digests[0] == digests[1]) == (one == other)
 
 
 def test_the_digest_of_a_stored_row_is_that_of_the_event() -> None:

@@ -48,7 +48,7 @@ def hours(ledger: Engine) -> list[sa.Row[Any]]:
 def test_an_event_is_stored_as_it_was_journaled(ledger: Engine, tmp_path: Path) -> None:
     event = an_event(prompt_prefix="很好\n'; drop table", cached_tokens=7)
     record = event.to_record()
-    record["data"]["reasoning_tokens"] = 3
+    record["data"]["audio_tokens"] = 3
     write_segment(tmp_path, [orjson.dumps(record)])
     assert ingest(ledger, tmp_path, ZONE).stored == 1
     with reading(ledger) as connection:
@@ -57,7 +57,7 @@ def test_an_event_is_stored_as_it_was_journaled(ledger: Engine, tmp_path: Path) 
     assert (row.prompt_tokens, row.cached_tokens, row.completion_tokens) == (100, 7, 20)
     assert (row.prompt_prefix.decode(), row.extra) == (
         "很好\n'; drop table",
-        '{"data":{"reasoning_tokens":3}}',
+        '{"data":{"audio_tokens":3}}',
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybook.usage import MAX_TOKENS, InvalidEventError, UsageEvent, new_event_id
+from tallybook.usage import MAX_ENCRYPTED, MAX_TOKENS, InvalidEventError, UsageEvent, new_event_id
 
 EVENT = UsageEvent(
     id="0199-1",
@@ -38,7 +38,9 @@ def test_an_event_reads_back_as_it_was_written(
 ) -> None:
     event = replace(
         EVENT, user=name, project=name, prompt_tokens=prompt, completion_tokens=completion,
-        cached_tokens=prompt // 2, prompt_prefix=prefix, usage_estimated=estimated,
+        cached_tokens=prompt // 2, prompt_prefix=prefix, usage_estimated=estimated, api_key_id=name,
+        reasoning_tokens=completion // 2, delivered_tokens=completion // 3 if estimated else None,
+        trace_id="a" * 31 + "0", prompt_encrypted="x" * 1000 if prefix else None,
     )  # fmt: skip
     assert UsageEvent.from_record(json.loads(json.dumps(event.to_record()))) == event
 
@@ -91,6 +93,18 @@ def with_envelope(**changes: Any) -> dict[str, Any]:
         (with_data(status=0), "invalid_status"),
         (with_data(usage_estimated=1), "invalid_flag"),
         (with_data(prompt_prefix=["x"]), "invalid_text"),
+        (with_data(reasoning_tokens=21), "contradiction"),
+        (with_data(reasoning_tokens=-1), "invalid_count"),
+        (with_data(delivered_tokens=21), "contradiction"),
+        (with_data(delivered_tokens=False), "invalid_count"),
+        (with_data(api_key_id=""), "invalid_text"),
+        (with_data(api_key_id="key\n"), "invalid_text"),
+        (with_data(trace_id="0" * 32), "invalid_text"),
+        (with_data(trace_id="A" * 32), "invalid_text"),
+        (with_data(trace_id=7), "invalid_text"),
+        (with_data(prompt_encrypted="two words"), "invalid_text"),
+        (with_data(prompt_encrypted="é"), "invalid_text"),
+        (with_data(prompt_encrypted="x" * (MAX_ENCRYPTED + 1)), "invalid_text"),
     ],
 )
 def test_what_is_no_event_is_refused_with_a_code(record: Any, code: str) -> None:
@@ -114,7 +128,7 @@ def test_any_rfc_3339_time_is_read_on_every_python(text: str, microseconds: int)
 
 
 def test_a_field_of_a_newer_producer_does_not_stop_the_event() -> None:
-    assert UsageEvent.from_record(with_data(reasoning_tokens=3)) == EVENT
+    assert UsageEvent.from_record(with_data(audio_tokens=3)) == EVENT
 
 
 def test_event_ids_are_uuids_of_version_7_in_the_order_of_time() -> None:
