@@ -12,6 +12,7 @@ BillingError
 ├── WalletError            credit can't be booked like this
 ├── SourceError            a source of events can't be read
 ├── CountersError          a model server's own counters can't be read
+├── SimulationError        simulated usage does not belong into this ledger
 └── MailError              a mail can't be composed or delivered
 """
 
@@ -68,6 +69,10 @@ class SourceError(BillingError):
 
 class CountersError(BillingError):
     """A model server's own counters can't be read."""
+
+
+class SimulationError(BillingError):
+    """Simulated usage does not belong into this ledger."""
 
 
 class MailError(BillingError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import time
 from collections.abc import Collection, Iterator
@@ -17,7 +18,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
 from billing.errors import LedgerError
+from billing.simulated import TOLD, is_simulated
 from billing.tables import bill_days, ledger_facts
+
+log = logging.getLogger("tallybook.ledger")
 
 # Any fixed number will do: who holds it is the only one to migrate, rate or close.
 _LOCK_KEY = 7_411_402_556
@@ -28,6 +32,7 @@ _BUSY_SECONDS = 60  # how long SQLite waits for another writer
 def open_ledger(url: str, time_zone: str) -> Engine:
     """Connect, bring the schema up to date, and check that the ledger was kept in this time zone.
 
+    A ledger of simulated usage says so, in the log and on a command line's standard error.
     Raises: LedgerError: no such database, or its days were cut in another time zone.
     """
     try:
@@ -39,6 +44,8 @@ def open_ledger(url: str, time_zone: str) -> Engine:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
             _keep_fact(connection, "time_zone", time_zone)
+            if is_simulated(connection):
+                log.warning(TOLD)
     except (sa.exc.OperationalError, sa.exc.ArgumentError, OSError) as error:
         shown = sa.make_url(url).render_as_string(hide_password=True) if "://" in url else url
         raise LedgerError("ledger_unavailable", f"can't open the ledger {shown}: {error}") from error

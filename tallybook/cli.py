@@ -32,6 +32,7 @@ COMMANDS = {
     "costs": "billing.spending_cli:costs",
     "budgets": "billing.spending_cli:budgets",
     "wallet": "billing.spending_cli:wallet",
+    "simulate": "billing.simulate_cli:simulate_command",
     "settings": "tallybook.configuration:settings",
     "demo": "tallybook.demo:demo",
 }
@@ -55,6 +56,7 @@ HELP = {
     "costs": "Set what machines and trainings cost against what was billed.",
     "budgets": "Show a month's budgets, what is billed of each, and where it is heading.",
     "wallet": "Prepaid credit of projects; every closed bill is charged to it.",
+    "simulate": "Make a realistic history of usage, in a ledger of its own, to try everything on.",
     "settings": "List every setting, its default and what it does.",
     "demo": "Run everything once, from training to the emailed bill.",
 }
