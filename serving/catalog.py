@@ -1,13 +1,16 @@
-"""Which version answers: the newest that the model server has available and the API can count for."""
+"""Which version answers whom: the stable one, the canary for its share of users, or the newest there is."""
 
 from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from serving.errors import ApiError, ModelUnavailableError
+from serving.release.files import CANARY, PREVIOUS, STABLE, ConfigError, Release, ReleaseFiles
+from serving.release.share import falls_to_canary, percent
 from serving.tokenization import ModelVersion, VersionRefusedError, load_version
 
 _LOOK_SECONDS = 2.0  # how long the model server may take to say what it serves
@@ -23,18 +26,49 @@ class ModelServer(Protocol):
         ...
 
 
-class Catalog:
-    """Follows the model server's versions, in a thread of its own. Safe for many threads."""
+class Choice(NamedTuple):
+    """A version that answers, and the label under which it does; None where nothing is labelled."""
 
-    def __init__(self, server: ModelServer, models_dir: Path, model: str, poll_seconds: float) -> None:
-        """Look once, then every `poll_seconds`."""
+    version: ModelVersion
+    label: str | None
+
+
+class _Routes(NamedTuple):
+    """Who answers: `main`, but `canary` those users who fall to its share."""
+
+    main: Choice | None = None
+    canary: Choice | None = None
+    share: int = 0
+
+
+class Catalog:
+    """Follows the model server's versions and the release's files, in a thread of its own.
+
+    Where the model config has the model, its labels say who answers: `stable`, and `canary` for its share of
+    the users. A labelled version that is not available is stood in for by the newest that is, so that a
+    request is rather answered by another version than by none; so are all where nothing is labelled.
+    Safe for many threads.
+    """
+
+    def __init__(
+        self,
+        server: ModelServer,
+        models_dir: Path,
+        model: str,
+        poll_seconds: float,
+        config_path: Path | None = None,
+    ) -> None:
+        """Look once, then every `poll_seconds`; `config_path` None: `models.config` in models_dir."""
         self._server = server
         self._models_dir = models_dir
         self._model = model
         self._poll_seconds = poll_seconds
+        self._files = ReleaseFiles(config_path or models_dir / "models.config", model)
+        self._release: Release | None = None
+        self._complaint: str | None = None
         self._known: dict[int, ModelVersion] = {}
         self._refused: dict[int, str] = {}
-        self._current: ModelVersion | None = None
+        self._routes = _Routes()
         self._problem: str | None = None
         self._looks = 0
         self._looking = threading.Lock()
@@ -43,30 +77,43 @@ class Catalog:
         self._thread = threading.Thread(target=self._follow, name="catalog", daemon=True)
         self._thread.start()
 
-    def current(self) -> ModelVersion:
-        """The version that answers now.
+    def choose(self, user: str) -> Choice:
+        """The version that answers this user now; the same one until the release changes.
 
         Raises: ModelUnavailableError: there is none, and why.
         """
-        version = self._current
-        if version is None:
+        main, canary, share = self._routes
+        if canary is not None and falls_to_canary(self._model, user, share):
+            return canary
+        if main is None:
             raise ModelUnavailableError(f"No version of {self._model} can answer: {self._problem}.")
-        return version
+        return main
 
-    def instead_of(self, gone: ModelVersion) -> ModelVersion:
-        """The version that answers now that the model server no longer has `gone`.
+    def current(self) -> ModelVersion:
+        """The version that answers whoever does not fall to the canary.
+
+        Raises: ModelUnavailableError: there is none, and why.
+        """
+        main = self._routes.main
+        if main is None:
+            raise ModelUnavailableError(f"No version of {self._model} can answer: {self._problem}.")
+        return main.version
+
+    def instead_of(self, gone: ModelVersion, user: str) -> Choice:
+        """The version that answers this user now that the model server no longer has `gone`.
 
         Raises: ModelUnavailableError: there is none but the one that is gone.
         """
         looks = self._looks
         with self._looking:
             # Of many requests that lost the version in the same moment, one looks for all.
-            if self._current is gone and self._looks == looks:
+            if self._answers(gone) and self._looks == looks:
                 self._look_now()
-        version = self.current()
-        if version is gone:
-            raise ModelUnavailableError(f"Version {gone.version} of {self._model} is not served any more.")
-        return version
+        main, canary, _ = self._routes
+        for choice in (self.choose(user), main, canary):
+            if choice is not None and choice.version is not gone:
+                return choice
+        raise ModelUnavailableError(f"Version {gone.version} of {self._model} is not served any more.")
 
     @property
     def model(self) -> str:
@@ -97,8 +144,13 @@ class Catalog:
         with self._looking:
             self._look_now()
 
+    def _answers(self, version: ModelVersion) -> bool:
+        main, canary, _ = self._routes
+        return any(choice is not None and choice.version is version for choice in (main, canary))
+
     def _look_now(self) -> None:
         self._looks += 1
+        self._read_release()
         try:
             states = self._server.version_states(self._model, _LOOK_SECONDS)
         except ApiError as error:
@@ -110,10 +162,40 @@ class Catalog:
         )
         self._known = {version: known for version, known in self._known.items() if version in available}
         self._refused = {version: why for version, why in self._refused.items() if version in available}
-        newest = next((version for number in available if (version := self._load(number))), None)
-        if newest is not self._current:
-            self._switch(newest)
-        self._note(None if newest else self._explain(states))
+        labels = self._release.labels if self._release is not None else {}
+        routes = self._route(available, labels)
+        if routes != self._routes:
+            self._switch(routes)
+        self._note(None if routes.main else self._explain(states))
+
+    def _read_release(self) -> None:
+        try:
+            self._release = self._files.read()
+            complaint = None
+        except ConfigError as error:
+            complaint = f"going on with the release as it was: {error}"
+        if complaint is not None and complaint != self._complaint:
+            log.error("%s", complaint)
+        self._complaint = complaint
+
+    def _route(self, available: list[int], labels: Mapping[str, int]) -> _Routes:
+        stable, canary = labels.get(STABLE), labels.get(CANARY)
+        others = [number for number in available if number != canary]
+        main = self._first([stable, labels.get(PREVIOUS), *others, canary], available, labels)
+        aside = self._first([canary], available, labels)
+        share = self._release.share if self._release is not None else 0
+        return _Routes(main, aside, share)
+
+    def _first(
+        self, numbers: Iterable[int | None], available: Collection[int], labels: Mapping[str, int]
+    ) -> Choice | None:
+        """The first of these versions that is available and that the API can count for."""
+        for number in numbers:
+            version = self._load(number) if number is not None and number in available else None
+            if version is not None:
+                label = next((label for label in (STABLE, CANARY) if labels.get(label) == number), None)
+                return Choice(version, label)
+        return None
 
     def _load(self, number: int) -> ModelVersion | None:
         if number not in self._known:
@@ -127,10 +209,13 @@ class Catalog:
             self._refused.pop(number, None)
         return self._known[number]
 
-    def _switch(self, version: ModelVersion | None) -> None:
-        if version is not None:
-            log.info("version %d of %s answers", version.version, self._model)
-        self._current = version
+    def _switch(self, routes: _Routes) -> None:
+        if routes.main is not None:
+            told = f"version {_told(routes.main)} of {self._model} answers"
+            if routes.canary is not None:
+                told += f", {_told(routes.canary)} for {percent(routes.share)}% of the users"
+            log.info("%s", told)
+        self._routes = routes
 
     def _explain(self, states: dict[int, str]) -> str:
         if self._refused:
@@ -143,3 +228,7 @@ class Catalog:
         if problem is not None and problem != self._problem:
             log.warning("%s can't answer: %s", self._model, problem)
         self._problem = problem
+
+
+def _told(choice: Choice) -> str:
+    return f"{choice.version.version}" + (f" ({choice.label})" if choice.label else "")

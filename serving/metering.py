@@ -19,7 +19,10 @@ _LEAST_WAIT_SECONDS = 1.0  # an answer that is made already is worth another sec
 
 
 class Served(NamedTuple):
-    """A request that the model has answered. `started` and `deadline` are of `time.monotonic`."""
+    """A request that the model has answered. `started` and `deadline` are of `time.monotonic`.
+
+    `model_label`: the label under which the version answered.
+    """
 
     request_id: str
     caller: Caller
@@ -30,6 +33,7 @@ class Served(NamedTuple):
     completion_tokens: int
     started: float
     deadline: float
+    model_label: str | None = None
 
 
 class Meter:
@@ -71,6 +75,7 @@ class Meter:
             operation=served.operation,
             model=version.model,
             model_version=version.version_name,
+            model_label=served.model_label,
             tokenizer_fingerprint=version.tokenizer_fingerprint,
             prompt_tokens=served.prompt_tokens,
             completion_tokens=served.completion_tokens,

@@ -54,30 +54,45 @@ with _tensorflow_not_run():
     )
     from tensorflow.core.protobuf import error_codes_pb2  # type: ignore[import-untyped]  # ships no types
     from tensorflow_serving.apis import (  # type: ignore[import-untyped]  # ships no types
+        classification_pb2,
         get_model_metadata_pb2,
         get_model_status_pb2,
+        inference_pb2,
+        input_pb2,
+        model_management_pb2,
         model_pb2,
         model_service_pb2_grpc,
         predict_pb2,
         prediction_service_pb2_grpc,
+        regression_pb2,
+    )
+    from tensorflow_serving.config import (  # type: ignore[import-untyped]  # ships no types
+        model_server_config_pb2,
     )
 
 __all__ = [
     "Message",
     "TensorError",
     "array_of",
+    "classification_pb2",
     "dtype_name",
     "error_codes_pb2",
     "get_model_metadata_pb2",
     "get_model_status_pb2",
+    "inference_pb2",
+    "input_pb2",
+    "model_management_pb2",
     "model_pb2",
+    "model_server_config_pb2",
     "model_service_pb2_grpc",
     "numpy_dtype",
     "predict_pb2",
     "prediction_service_pb2_grpc",
+    "regression_pb2",
     "tensor_of",
 ]
 
+_BYTES = np.dtype(object)  # arrays of `bytes` objects
 # DataType → numpy's type, and the field that holds the values where tensor_content does not.
 _DTYPES: dict[int, tuple[np.dtype[Any], str]] = {
     types_pb2.DT_FLOAT: (np.dtype(np.float32), "float_val"),
@@ -92,27 +107,25 @@ _DTYPES: dict[int, tuple[np.dtype[Any], str]] = {
     types_pb2.DT_UINT32: (np.dtype(np.uint32), "uint32_val"),
     types_pb2.DT_UINT64: (np.dtype(np.uint64), "uint64_val"),
     types_pb2.DT_BOOL: (np.dtype(np.bool_), "bool_val"),
+    types_pb2.DT_STRING: (_BYTES, "string_val"),
 }
 _NUMBERS = {dtype: number for number, (dtype, _) in _DTYPES.items()}
 
 
 def numpy_dtype(data_type: int) -> np.dtype[Any] | None:
-    """numpy's name for a DataType number; None for strings, quantized and other types without one."""
+    """numpy's type for a DataType number, `object` for strings; None for those that are not supported."""
     known = _DTYPES.get(data_type)
     return known[0] if known else None
 
 
 def dtype_name(data_type: int) -> str:
-    """The name of a DataType number for people: `int32`, `string`, or the number if it has none."""
-    known = numpy_dtype(data_type)
-    if known is not None:
-        return known.name
+    """TensorFlow's name of a DataType number: `int32`, `float`, `string`, or the number if it has none."""
     names = types_pb2.DataType.DESCRIPTOR.values_by_number
     return names[data_type].name.removeprefix("DT_").lower() if data_type in names else str(data_type)
 
 
 def tensor_of(array: NDArray[Any]) -> Message:
-    """A TensorProto with the array's type, shape and values, in `tensor_content`.
+    """A TensorProto with the array's type, shape and values, in `tensor_content` unless they are strings.
 
     Raises: TensorError: no tensor type for the array's type.
     """
@@ -122,7 +135,10 @@ def tensor_of(array: NDArray[Any]) -> Message:
     tensor = tensor_pb2.TensorProto(dtype=number)
     for size in array.shape:
         tensor.tensor_shape.dim.add(size=size)
-    tensor.tensor_content = array.tobytes()
+    if array.dtype == _BYTES:
+        tensor.string_val.extend(array.reshape(-1))
+    else:
+        tensor.tensor_content = array.tobytes()
     return tensor
 
 
@@ -140,7 +156,7 @@ def array_of(tensor: Message) -> NDArray[Any]:
     if tensor.tensor_shape.unknown_rank or any(size < 0 for size in shape):
         raise TensorError("the shape is not fully known")
     try:
-        if tensor.tensor_content:
+        if tensor.tensor_content and dtype != _BYTES:
             return _from_bytes(tensor.tensor_content, dtype, shape)
         return _from_values(getattr(tensor, field), dtype, shape)
     except (ValueError, OverflowError) as error:  # numpy's limits on ranks, sizes and values
@@ -164,7 +180,8 @@ def _from_values(values: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> N
     in_field = np.dtype(np.uint16) if dtype == np.float16 else dtype  # half_val holds the bits
     # From a list: numpy would take protobuf's own container as an array, and cut values that don't fit.
     given = np.array(list(values), in_field).view(dtype)
-    array = np.full(shape, given[-1] if len(given) else 0, dtype)
+    nothing = b"" if dtype == _BYTES else 0
+    array = np.full(shape, given[-1] if len(given) else nothing, dtype)
     array.reshape(-1)[: len(given)] = given
     array.flags.writeable = False
     return array

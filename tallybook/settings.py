@@ -28,9 +28,19 @@ class CommonSettings(BaseSettings):
 
     time_zone: str = Field("Asia/Shanghai", description="IANA time zone of the billing day.")
     models_dir: Path = Field(Path("models"), description="Exported models: <name>/<version>/.")
+    model_config_file: Path | None = Field(
+        None,
+        description="TensorFlow Serving's model config, which `tallybook release` writes; "
+        "none: models.config in models_dir, where there is one.",
+    )
     journal_dir: Path = Field(
         Path("var/journal"), description="Usage events wait here for `tallybook ingest`."
     )
+
+    @property
+    def model_config_path(self) -> Path:
+        """Where the model config is, if there is one."""
+        return self.model_config_file or self.models_dir / "models.config"
 
     @property
     def zone(self) -> ZoneInfo:

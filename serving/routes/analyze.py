@@ -10,6 +10,7 @@ import orjson
 from flask import Blueprint, Response, request
 
 from serving import trace
+from serving.catalog import Choice
 from serving.errors import (
     BodyTooLargeError,
     EmptyTextError,
@@ -50,7 +51,7 @@ def _analyze(services: Services, environ: Mapping[str, Any]) -> bytes:
     text = text_of(read_body(environ, services.settings.max_body_bytes))
     if services.journal.problem() is not None:
         raise JournalError("Usage can't be recorded now, so nothing is served.")
-    version, ids, answer = _ask(services, text, deadline)
+    (version, label), ids, answer = _ask(services, caller.user, text, deadline)
     total = len(ids) + answer.completion_tokens
     body = orjson.dumps(
         {
@@ -73,6 +74,7 @@ def _analyze(services: Services, environ: Mapping[str, Any]) -> bytes:
             caller=caller,
             operation=OPERATION,
             version=version,
+            model_label=label,
             text=text,
             prompt_tokens=len(ids),
             completion_tokens=answer.completion_tokens,
@@ -86,16 +88,18 @@ def _analyze(services: Services, environ: Mapping[str, Any]) -> bytes:
     return body
 
 
-def _ask(services: Services, text: str, deadline: float) -> tuple[ModelVersion, list[int], Answer]:
-    """Count the text with the tokenizer of the version that answers, and have it answer."""
-    version = services.catalog.current()
-    ids = version.prompt_ids(text)
-    try:
-        return version, ids, _predict(services, version, ids, deadline)
-    except ModelVersionNotFoundError:
-        version = services.catalog.instead_of(version)
-    ids = version.prompt_ids(text)
-    return version, ids, _predict(services, version, ids, deadline)
+def _ask(services: Services, user: str, text: str, deadline: float) -> tuple[Choice, list[int], Answer]:
+    """Count the text with the tokenizer of the version that answers this user, and have it answer.
+
+    A version that left in the meantime is followed by the one that answers now; the text is counted anew.
+    """
+    choice = services.catalog.choose(user)
+    while True:
+        ids = choice.version.prompt_ids(text)
+        try:
+            return choice, ids, _predict(services, choice.version, ids, deadline)
+        except ModelVersionNotFoundError:
+            choice = services.catalog.instead_of(choice.version, user)
 
 
 def _predict(services: Services, version: ModelVersion, ids: list[int], deadline: float) -> Answer:

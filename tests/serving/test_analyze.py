@@ -20,7 +20,7 @@ from serving.errors import (
     ModelVersionNotFoundError,
 )
 from serving.routes.analyze import read_body
-from tests.apis import USER, Api, StandIn, alter_card, export, running_app
+from tests.apis import MODEL, USER, Api, StandIn, alter_card, export, running_app
 from tests.savedmodels import MAX_LENGTH_TOKENS, tiny_probabilities
 
 
@@ -292,3 +292,22 @@ def test_requests_of_64_threads_are_each_recorded_once(tmp_path: Path) -> None:
     assert len(answers) == 400
     for event_id, event in events.items():
         assert event.total_tokens == answers[event_id]["usage"]["total_tokens"]
+
+
+def test_an_event_carries_the_label_under_which_its_version_answered(tmp_path: Path) -> None:
+    models_dir = tmp_path / "models"
+    for version in (1, 2):
+        export(models_dir, version)
+    (models_dir / "models.config").write_text(
+        f'model_config_list {{ config {{ name: "{MODEL}" base_path: "{models_dir}"'
+        ' version_labels { key: "stable" value: 1 } version_labels { key: "canary" value: 2 } } }'
+    )
+    (models_dir / "canary_shares.json").write_text(f'{{"{MODEL}": "40"}}')
+    with running_app(tmp_path, StandIn(1, 2), models_dir=models_dir) as api:
+        answers = [api.analyze(**{"X-User-ID": f"user-{number}"}).get_json() for number in range(20)]
+        events = {event.id: event for event in api.events()}
+    seen = {
+        (a["model_version"], events[a["request_id"]].model_version, events[a["request_id"]].model_label)
+        for a in answers
+    }
+    assert seen == {("1", "1", "stable"), ("2", "2", "canary")}

@@ -59,7 +59,7 @@ def test_a_wrong_method_is_told_the_right_one(api: Api) -> None:
 def test_a_fault_of_ours_is_logged_in_full_and_leaks_nothing(
     api: Api, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(api.services.catalog, "current", lambda: 1 / 0)
+    monkeypatch.setattr(api.services.catalog, "choose", lambda user: 1 / 0)
     response = api.analyze()
     assert (response.status_code, response.get_json()["error"]["code"]) == (500, "internal_error")
     assert "division" not in response.text

@@ -7,10 +7,14 @@ import pytest
 
 from serving.catalog import Catalog
 from serving.errors import ModelUnavailableError
+from serving.protos import model_server_config_pb2
+from serving.release.files import write_config, write_shares
+from serving.release.share import falls_to_canary
 from tests.apis import MODEL, StandIn, alter_card, export
 from tests.modelservers import wait_until
 
 NEVER = 3600.0
+USER = "user-a"
 
 
 @pytest.fixture
@@ -100,7 +104,7 @@ def test_of_many_requests_that_lose_a_version_one_asks_for_all(models_dir: Path)
 
     server.version_states = slow_states  # type: ignore[method-assign]  # the stand-in, slowed down
     with ThreadPoolExecutor(8) as pool:
-        requests = [pool.submit(catalog.instead_of, gone) for _ in range(8)]
+        requests = [pool.submit(catalog.instead_of, gone, USER) for _ in range(8)]
         assert looks.acquire(timeout=30)
         go_on.set()
         for request in requests:
@@ -116,8 +120,8 @@ def test_requests_that_lose_a_version_go_on_with_its_successor(models_dir: Path)
     catalog = Catalog(server, models_dir, MODEL, NEVER)
     gone = catalog.current()
     server.states = {2: "AVAILABLE"}
-    assert catalog.instead_of(gone).version == 2
-    assert catalog.instead_of(gone).version == 2
+    assert catalog.instead_of(gone, USER).version.version == 2
+    assert catalog.instead_of(gone, USER).version.version == 2
     catalog.close()
 
 
@@ -125,5 +129,87 @@ def test_a_version_that_is_gone_and_has_no_successor_is_not_given_again(models_d
     server = StandIn(1)
     catalog = Catalog(server, models_dir, MODEL, NEVER)
     with pytest.raises(ModelUnavailableError, match="not served any more"):
-        catalog.instead_of(catalog.current())
+        catalog.instead_of(catalog.current(), USER)
     catalog.close()
+
+
+def release(models_dir: Path, share: int = 0, **labels: int) -> None:
+    """Write what `tallybook release` would; the canary's share in hundredths of a percent."""
+    config = model_server_config_pb2.ModelServerConfig()
+    entry = config.model_config_list.config.add(name=MODEL, base_path=str(models_dir / MODEL))
+    for label, version in labels.items():
+        entry.version_labels[label] = version
+    write_shares(models_dir / "models.config", {MODEL: share})
+    write_config(models_dir / "models.config", config)
+
+
+def test_the_labels_of_the_release_say_who_answers_whom(server: StandIn, models_dir: Path) -> None:
+    server.states = {1: "AVAILABLE", 2: "AVAILABLE", 3: "AVAILABLE"}
+    release(models_dir, 5_000, stable=1, canary=2)
+    catalog = Catalog(server, models_dir, MODEL, NEVER)
+    users = [f"user-{number}" for number in range(200)]
+    chosen = {user: catalog.choose(user) for user in users}
+    for user, choice in chosen.items():
+        canary = falls_to_canary(MODEL, user, 5_000)
+        assert (choice.version.version, choice.label) == ((2, "canary") if canary else (1, "stable"))
+        assert catalog.choose(user) is choice
+    assert {choice.label for choice in chosen.values()} == {"stable", "canary"}
+    assert catalog.current().version == 1
+    catalog.close()
+
+
+def test_a_share_is_changed_without_a_restart(server: StandIn, catalog: Catalog, models_dir: Path) -> None:
+    server.states = {1: "AVAILABLE", 2: "AVAILABLE"}
+    release(models_dir, 0, stable=1, canary=2)
+    wait_until(lambda: catalog.choose(USER).label == "stable")
+    release(models_dir, 10_000, stable=1, canary=2)
+    wait_until(lambda: catalog.choose(USER).label == "canary")
+    release(models_dir, 10_000, stable=2)
+    wait_until(lambda: catalog.choose(USER) == (catalog.current(), "stable"))
+    assert catalog.current().version == 2
+
+
+@pytest.mark.parametrize(
+    ("available", "labels", "expected"),
+    [
+        ([1, 2, 3], {"stable": 2}, (2, "stable")),
+        ([1, 3], {"stable": 2}, (3, None)),
+        ([1, 3], {"stable": 2, "previous": 1}, (1, None)),
+        ([1, 3], {"stable": 2, "canary": 3}, (1, None)),
+        ([3], {"stable": 2, "canary": 3}, (3, "canary")),
+        ([1, 2], {}, (2, None)),
+    ],
+)
+def test_a_labelled_version_that_is_not_available_is_stood_in_for(
+    models_dir: Path, available: list[int], labels: dict[str, int], expected: tuple[int, str | None]
+) -> None:
+    release(models_dir, 0, **labels)
+    catalog = Catalog(StandIn(*available), models_dir, MODEL, NEVER)
+    choice = catalog.choose(USER)
+    assert (choice.version.version, choice.label) == expected
+    catalog.close()
+
+
+def test_a_canary_that_left_is_followed_by_the_stable_version(server: StandIn, models_dir: Path) -> None:
+    server.states = {1: "AVAILABLE", 2: "AVAILABLE"}
+    release(models_dir, 10_000, stable=1, canary=2)
+    catalog = Catalog(server, models_dir, MODEL, NEVER)
+    gone = catalog.choose(USER)
+    assert gone.label == "canary"
+    # The server has dropped it, but says so late.
+    assert catalog.instead_of(gone.version, USER).label == "stable"
+    server.states = {1: "AVAILABLE"}
+    assert catalog.instead_of(gone.version, USER).label == "stable"
+    catalog.close()
+
+
+def test_a_broken_release_file_leaves_the_release_as_it_was(
+    server: StandIn, catalog: Catalog, models_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.states = {1: "AVAILABLE", 2: "AVAILABLE"}
+    release(models_dir, 0, stable=1)
+    wait_until(lambda: catalog.choose(USER).label == "stable")
+    (models_dir / "models.config").write_text("model_config_list {")
+    wait_until(lambda: "going on with the release as it was" in caplog.text)
+    assert catalog.choose(USER) == (catalog.current(), "stable")
+    assert catalog.current().version == 1

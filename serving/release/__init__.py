@@ -1,0 +1,1 @@
+"""Releases: which version answers whom, changed while everything goes on."""
