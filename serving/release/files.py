@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from google.protobuf import text_format
+from google.protobuf import text_format  # type: ignore[import-untyped]  # ships no types
 
 from serving.protos import Message, model_server_config_pb2
 from serving.release.share import InvalidShareError, parse_percent, percent
