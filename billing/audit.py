@@ -10,7 +10,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from billing import chain
+from billing import acts, chain
 from billing.aggregates import prove_each_hour
 from billing.closure import prove
 from billing.errors import AuditError
@@ -66,6 +66,7 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
     count = 0
     imports: list[dict[str, Any]] = []
     dropped: dict[str, dict[str, Any]] = {}
+    acted: list[dict[str, Any]] = []
     for number, kind, body in chain.records(connection):
         count = number
         if kind == "close":
@@ -74,6 +75,9 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
             imports.append(body)
         elif kind == "retention":
             dropped[f"{body['day']} {body['dropped_at']}"] = body
+        elif kind == acts.KIND:
+            acted.append(body)
+    acts.prove_acts(connection, acted)
     prove_kept(connection, imports)
     verify_dropped(connection, dropped)
     query = sa.select(bill_days).where(bill_days.c.state == "closed").order_by(bill_days.c.day)

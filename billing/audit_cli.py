@@ -5,8 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 
 import click
+import orjson
 
 from billing import daily
+from billing.acts import Chained, find, recent
+from billing.audit import Trace, trace
 from billing.command import DAY, ledger_transaction, told_errors
 from billing.money import format_amount
 from billing.recount import recount
@@ -33,11 +36,38 @@ def verify() -> None:
 
 
 @audit.command()
-@click.argument("request_id")
-def show(request_id: str) -> None:
-    """Walk a request to its event, its lines and the seal of its bill."""
-    with told_errors():
-        found = daily.trace(BillingSettings(), request_id)
+@click.argument("identifier", metavar="ID")
+def show(identifier: str) -> None:
+    """Walk a request to its event, its lines and the seal of its bill, or an act to its audit record."""
+    with ledger_transaction(writes=False) as (_, connection):
+        act = find(connection, identifier)
+        found = None if act else trace(connection, identifier)
+    if act is not None:
+        _echo_act(act)
+    elif found is not None:
+        _echo_request(found)
+
+
+@audit.command("acts")
+@click.option("--last", default=20, show_default=True, type=click.IntRange(1), help="So many of them.")
+def list_acts(last: int) -> None:
+    """List what was decided: keys, quotas, releases, alerts; the newest last."""
+    with ledger_transaction(writes=False) as (_, connection):
+        chained = recent(connection, last)
+    for act in reversed(chained):
+        body = act.body
+        click.echo(f"{body['time'][:19]}Z  {body['kind']:<20} {body['who']:<20} {body['id']}")
+
+
+def _echo_act(act: Chained) -> None:
+    click.echo("Act")
+    for name, value in (act.body | act.body["details"]).items():
+        if name != "details":
+            click.echo(f"  {name:<28} {value if isinstance(value, str) else orjson.dumps(value).decode()}")
+    click.echo(f"It is audit record {act.number}.")
+
+
+def _echo_request(found: Trace) -> None:
     click.echo("Event")
     for name, value in found.event.items():
         if value is not None:

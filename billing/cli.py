@@ -24,11 +24,13 @@ _USER = click.option("--user", help="Only this user's part.")
     "--follow", is_flag=True, help="Store what comes by Kafka, until stopped; several may, at once."
 )
 def ingest(follow: bool) -> None:
-    """Store the usage events of the journal, and of Kafka if there is one, in the ledger, each once."""
+    """Store the events and acts of the journal, and of Kafka if there is one, in the ledger, each once."""
     with told_errors():
         settings = BillingSettings()
         result = daily.follow_kafka(settings, _stopped()) if follow else daily.ingest(settings)
     click.echo(f"{result.stored:,} events stored, {result.duplicates:,} were there already.")
+    if result.acts:
+        click.echo(f"{result.acts:,} acts added to the audit chain.")
     for code, count in sorted(result.set_aside.items()):
         click.echo(f"{count:,} lines set aside: {code} (table set_aside).", err=True)
 

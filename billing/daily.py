@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from billing import audit, bills
-from billing.audit import Trace, Verified
+from billing.audit import Verified
 from billing.bill_csv import read_lines, write_bill
 from billing.charts import draw_charts
 from billing.closure import prove
@@ -125,12 +125,6 @@ def verify(settings: BillingSettings) -> Verified:
     """Recompute every closed bill and compare it with its seal; see `billing.audit.verify`."""
     with reading(_ledger(settings)) as connection:
         return audit.verify(connection)
-
-
-def trace(settings: BillingSettings, request_id: str) -> Trace:
-    """Walk a request to its bill; see `billing.audit.trace`."""
-    with reading(_ledger(settings)) as connection:
-        return audit.trace(connection, request_id)
 
 
 def _caught_up(connection: Connection, day: date) -> list[date]:

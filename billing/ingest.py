@@ -1,4 +1,4 @@
-"""Events from the journal into the ledger: each once, in the transaction that moves the reader's offset."""
+"""Events and acts from the journal into the ledger, each once: the reader's offset moves with them."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from sqlalchemy.engine import Connection, Engine
 from billing.aggregates import roll_up_now
 from billing.errors import LedgerError
 from billing.events import EventReader
-from billing.ledger import insert, share_ledger, writing
-from billing.store import IngestResult, Poison, parse, prepare_days, put_aside, store
+from billing.ledger import insert, writing
+from billing.store import IngestResult, Poison, enter, parse, prepare_days, put_aside, store
 from billing.tables import journal_offsets
 from tallybook.segments import SUFFIX, DamagedSegmentError, read_segment
 
@@ -87,7 +87,7 @@ def _store_batch(ledger: Engine, segment: Path, reader: EventReader) -> IngestRe
         return None
     parsed = parse(extract.lines, reader)
     with writing(ledger) as connection:
-        share_ledger(connection)
+        enter(connection, parsed)
         prepare_days(ledger, parsed.days)
         if not move_offset(connection, segment.name, offset, extract.next_offset):
             return IngestResult()

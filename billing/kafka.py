@@ -25,7 +25,7 @@ from billing.events import EventReader
 from billing.ingest import move_offset, offset_of
 from billing.ledger import share_ledger, writing
 from billing.settings import BillingSettings
-from billing.store import IngestResult, Poison, parse, prepare_days, put_aside, store
+from billing.store import IngestResult, Poison, enter, parse, prepare_days, put_aside, store
 from tallybook.segments import Line
 
 BATCH_MESSAGES = 20_000  # of all partitions together; each is a transaction of its own
@@ -192,7 +192,7 @@ class _Reader:
             since, to = self.reached[partition], lines[-1].offset + 1
             parsed = parse(lines, self._events)
             with writing(self._ledger) as connection:
-                share_ledger(connection)
+                enter(connection, parsed)
                 prepare_days(self._ledger, parsed.days)
                 moved = move_offset(connection, segment, since, to)
                 if moved:

@@ -13,12 +13,14 @@ import sqlalchemy as sa
 from psycopg.errors import UniqueViolation
 from sqlalchemy.engine import Connection, Engine
 
+from billing import acts
 from billing.aggregates import roll_up_now
 from billing.bulk import insert_rows
 from billing.events import SAID, EventReader, EventRow
-from billing.ledger import closed_days, insert, share_ledger, writing
+from billing.ledger import closed_days, insert, lock_ledger, share_ledger, writing
 from billing.merkle import merkle_root
 from billing.tables import event_batches, event_ids, set_aside, usage_events
+from tallybook.acts import Act
 from tallybook.segments import Line
 from tallybook.usage import InvalidEventError
 
@@ -32,21 +34,23 @@ _AHEAD = timedelta(days=1)  # how far a server's clock may be ahead of ours
 
 @dataclass
 class IngestResult:
-    """What one run found: every line read is stored, a duplicate, or set aside with a reason."""
+    """What one run found: every line read is stored, a duplicate, an act, or set aside with a reason."""
 
     stored: int = 0
     duplicates: int = 0
+    acts: int = 0  # new in the audit chain
     set_aside: dict[str, int] = field(default_factory=dict)
 
     @property
     def read(self) -> int:
         """Lines read."""
-        return self.stored + self.duplicates + sum(self.set_aside.values())
+        return self.stored + self.duplicates + self.acts + sum(self.set_aside.values())
 
     def add(self, other: IngestResult) -> None:
         """Count what another run, or a part of this one, found."""
         self.stored += other.stored
         self.duplicates += other.duplicates
+        self.acts += other.acts
         for code, count in other.set_aside.items():
             self.set_aside[code] = self.set_aside.get(code, 0) + count
 
@@ -61,10 +65,11 @@ class Poison(NamedTuple):
 
 @dataclass(frozen=True)
 class Parsed:
-    """Lines as read: rows in their order, each with its line, and what is no event."""
+    """Lines as read: rows in their order, each with its line, acts likewise, and what is neither."""
 
     rows: list[tuple[Line, EventRow]]
     poison: list[Poison]
+    acts: list[tuple[Line, Act]] = field(default_factory=list)
 
     @property
     def days(self) -> set[date]:
@@ -73,21 +78,44 @@ class Parsed:
 
 
 def parse(lines: Iterable[Line], reader: EventReader, now: datetime | None = None) -> Parsed:
-    """Read lines, which needs no database; what is no event, or comes from the future, is poison."""
+    """Read lines, which needs no database; what is no event or act, or comes from the future, is poison."""
     horizon = ((now or datetime.now(timezone.utc)) + _AHEAD).isoformat(timespec="microseconds")
     rows: list[tuple[Line, EventRow]] = []
-    poison: list[Poison] = []
+    parsed = Parsed(rows, [])
     for line in lines:
         try:
             row = reader.read(line.raw)
         except InvalidEventError as error:
-            poison.append(Poison(line, error.code, str(error)))
+            _parse_other(line, error, horizon, parsed)
             continue
         if row.said[2] > horizon:
-            poison.append(Poison(line, "future_time", f"its time, {row.said[2]}, is more than a day ahead"))
+            parsed.poison.append(_ahead(line, row.said[2]))
         else:
             rows.append((line, row))
-    return Parsed(rows, poison)
+    return parsed
+
+
+def _parse_other(line: Line, error: InvalidEventError, horizon: str, parsed: Parsed) -> None:
+    """Take a line that is no event: an act, or poison."""
+    try:
+        act = acts.read(line.raw) if error.code == "unknown_type" else None
+    except InvalidEventError as unfit:
+        error, act = unfit, None
+    if act is None:
+        parsed.poison.append(Poison(line, error.code, str(error)))
+    elif (time := act.time.isoformat(timespec="microseconds")) > horizon:
+        parsed.poison.append(_ahead(line, time))
+    else:
+        parsed.acts.append((line, act))
+
+
+def _ahead(line: Line, time: str) -> Poison:
+    return Poison(line, "future_time", f"its time, {time}, is more than a day ahead")
+
+
+def enter(connection: Connection, parsed: Parsed) -> None:
+    """Share the ledger with others that ingest; with acts have it alone, for they go to the audit chain."""
+    (lock_ledger if parsed.acts else share_ledger)(connection)
 
 
 def prepare_days(ledger: Engine, days: Iterable[date]) -> None:
@@ -119,8 +147,8 @@ def partition_name(day: date) -> str:
 def store(connection: Connection, segment: str, offset: int, parsed: Parsed) -> IngestResult:
     """Store what is new, in the caller's transaction; set aside what can't be stored, with its reason.
 
-    Of the same id the first content stands; another content is set aside. The days' partitions must be
-    there (`prepare_days`). `segment` and `offset` say where the lines came from.
+    Of the same id the first content stands; another content is set aside. `enter` comes first, and the days'
+    partitions must be there (`prepare_days`). `segment` and `offset` say where the lines came from.
     """
     result = IngestResult()
     poison = list(parsed.poison)
@@ -141,6 +169,8 @@ def store(connection: Connection, segment: str, offset: int, parsed: Parsed) -> 
     result.stored = len(new)
     if len(new) < len(parsed.rows):
         _judge_repeated(connection, parsed.rows, new, result, poison)
+    for line, act in parsed.acts:
+        _chain(connection, line, act, result, poison)
     put_aside(connection, segment, poison, result)
     return result
 
@@ -167,6 +197,15 @@ def _judge_repeated(
         else:
             message = f"event {row.id} is stored with another content, which stands"
             poison.append(Poison(line, "conflicting_duplicate", message))
+
+
+def _chain(connection: Connection, line: Line, act: Act, result: IngestResult, poison: list[Poison]) -> None:
+    outcome = acts.chain_act(connection, act)
+    if outcome == "conflict":
+        message = f"act {act.id} is in the audit chain with another content, which stands"
+        poison.append(Poison(line, "conflicting_duplicate", message))
+    result.acts += outcome == "stored"
+    result.duplicates += outcome == "duplicate"
 
 
 def put_aside(connection: Connection, segment: str, poison: Sequence[Poison], result: IngestResult) -> None:
@@ -198,7 +237,7 @@ def retry_set_aside(ledger: Engine, reader: EventReader, now: datetime | None = 
             continue
         place = sa.and_(set_aside.c.segment == row.segment, set_aside.c.offset_bytes == row.offset_bytes)
         with writing(ledger) as connection:
-            share_ledger(connection)
+            enter(connection, parsed)
             prepare_days(ledger, parsed.days)
             if connection.execute(set_aside.delete().where(place)).rowcount:
                 result.add(store(connection, row.segment, row.offset_bytes, parsed))

@@ -364,6 +364,14 @@ audit_records = sa.Table(
     sa.Column("sha256", sa.Text, nullable=False),
 )
 
+# Which administrative acts the chain has, so that each is in it once; what they say is in their records.
+acts = sa.Table(
+    "acts",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("content_sha256", sa.LargeBinary, nullable=False),
+)
+
 ledger_facts = sa.Table(
     "ledger_facts",
     metadata,

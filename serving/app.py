@@ -85,8 +85,8 @@ def _failed(error: Exception) -> Response:
     response = Response(body, status, content_type="application/json")
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
         response.headers["Allow"] = ", ".join(sorted(error.valid_methods))
-    if isinstance(error, errors.OverloadedError):
-        response.headers["Retry-After"] = "1"
+    if isinstance(error, errors.ApiError):
+        response.headers.update(error.headers)
     return response
 
 

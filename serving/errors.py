@@ -16,6 +16,7 @@
     ├── UntrustedCallerError          403 untrusted_caller
     ├── BodyTooLargeError             413 body_too_large
     ├── TextTooLongError              422 text_too_long
+    ├── QuotaExceededError            429 quota_… (see serving.quotas)
     ├── ModelRejectedError            502 model_rejected
     ├── OverloadedError               503 overloaded
     ├── NotReadyError                 503 not_ready
@@ -30,6 +31,7 @@ Anything else that is raised is a fault of ours: 500 internal_error, logged with
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from http import HTTPStatus
 
 import orjson
@@ -41,6 +43,7 @@ class ApiError(Exception):
 
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     code = "internal_error"
+    headers: Mapping[str, str] = {}  # of its response
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -142,6 +145,19 @@ class TextTooLongError(ApiError):
     code = "text_too_long"
 
 
+class QuotaExceededError(ApiError):
+    """A quota has not as much left as the request may use."""
+
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    code = "quota_exceeded"
+
+    def __init__(self, code: str, message: str, headers: Mapping[str, str]) -> None:
+        """`code` says which quota; `headers` has Retry-After and what is left."""
+        super().__init__(message)
+        self.code = code
+        self.headers = headers
+
+
 class ModelRejectedError(ApiError):
     """The model server refused what the API sent, or answered what can't be read."""
 
@@ -154,6 +170,7 @@ class OverloadedError(ApiError):
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "overloaded"
+    headers: Mapping[str, str] = {"Retry-After": "1"}
 
 
 class NotReadyError(ApiError):

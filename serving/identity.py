@@ -32,6 +32,7 @@ class Caller(NamedTuple):
     project: str
     department: str
     client_ip: str
+    api_key_id: str | None = None  # of the key that it came with
 
 
 class _Address(NamedTuple):

@@ -17,6 +17,7 @@ from serving.inference import ModelClient
 from serving.journal import Journal
 from serving.metering import Meter
 from serving.metrics import Metrics
+from serving.quotas import Quotas, Unlimited
 from serving.settings import ServingSettings
 
 
@@ -45,6 +46,7 @@ class Services:
     catalog: Catalog
     journal: Journal
     meter: Meter
+    quotas: Quotas
     places: list[None]
 
     @contextmanager
@@ -94,5 +96,6 @@ def make_services(
         ),
         journal=journal,
         meter=Meter(settings, journal, metrics),
+        quotas=Unlimited(),
         places=[None] * settings.threads,
     )

@@ -113,7 +113,7 @@ class UsageEvent:
                 id=record["id"],
                 source=record["source"],
                 user=record["subject"],
-                time=_instant(record["time"]),
+                time=instant(record["time"]),
                 **known,
             )
         except KeyError as missing:
@@ -171,7 +171,8 @@ def is_encrypted(value: object) -> bool:
     return isinstance(value, str) and _ENCRYPTED.fullmatch(value) is not None
 
 
-def _instant(text: object) -> datetime:
+def instant(text: object) -> datetime:
+    """The moment, in UTC, that an RFC 3339 text names. Raises: InvalidEventError: it names none."""
     match = _RFC_3339.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise InvalidEventError("invalid_time", "time is not RFC 3339, such as 2026-11-22T08:30:00.25Z")

@@ -15,8 +15,15 @@ MAY_IMPORT = {
     "billing": {"tallybook"},
     "dags": {"tallybook", "billing"},
 }
-GROUND = {"usage", "calendar", "settings", "segments", "toml"}  # modules that every package may stand on
-STANDARD_LIBRARY_ONLY = {"usage", "calendar", "segments"}
+GROUND = {
+    "acts",
+    "usage",
+    "calendar",
+    "settings",
+    "segments",
+    "toml",
+}  # modules that every package may stand on
+STANDARD_LIBRARY_ONLY = {"acts", "usage", "calendar", "segments"}
 OURS = {"tallybook", *MAY_IMPORT}
 LONGEST_LINES = 400
 
