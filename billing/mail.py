@@ -19,7 +19,7 @@ from billing.mail_body import render
 from billing.report import DayReport
 from billing.summary import subject
 from billing.texts import words
-from billing.words import Language
+from billing.words import Language, shown
 
 # Seven bits: a relay that knows no other takes the mail unchanged.
 POLICY = policy.SMTP.clone(cte_type="7bit")
@@ -50,24 +50,15 @@ def compose(
     Raises: MailError: an address can't be used (code address_invalid), or there is no recipient.
     """
     told = words(language)
-    digest = hashlib.sha256(mail_id.encode()).hexdigest()[:32]
-    from_ = _address(sender)
-    to = tuple(_address(recipient) for recipient in recipients)
-    if not to:
-        raise MailError("no_recipient", "mail_to names nobody, so nobody would get the bill")
-    content_ids = {name: f"{name}.{digest}@{from_.domain}" for name in charts}
+    moment = date or report.closed_at or datetime.now(timezone.utc)
+    message = headed(
+        subject(report, told), sender, recipients,
+        mail_id=mail_id, date=moment.astimezone(ZoneInfo(report.time_zone)),
+    )  # fmt: skip
+    digest, domain = _digest(mail_id), message["From"].addresses[0].domain
+    content_ids = {name: f"{name}.{digest}@{domain}" for name in charts}
     bill_name = _bill_name(report)
     body = render(report, told, charts=content_ids, bill_name=bill_name, proof=proof)
-
-    message = EmailMessage(POLICY)
-    # A header is parsed when it is set: a name like "=?utf-8?q?=0A?=" would be decoded, to a line break here.
-    message["Subject"] = subject(report, told).replace("=?", "= ?")
-    message["From"] = from_
-    message["To"] = to
-    moment = date or report.closed_at or datetime.now(timezone.utc)
-    message["Date"] = format_datetime(moment.astimezone(ZoneInfo(report.time_zone)))
-    message["Message-ID"] = f"<{digest}@{from_.domain}>"
-    message["Auto-Submitted"] = "auto-generated"  # RFC 3834: nobody's holiday notice answers it
     message.set_content(body.text)
     message.add_alternative(body.html, subtype="html")
     html = list(message.iter_parts())[1]
@@ -83,6 +74,33 @@ def compose(
         if part.is_multipart():
             part.set_boundary(f"={digest}={place}")
     return message
+
+
+def headed(
+    subject: str, sender: str, recipients: Iterable[str], *, mail_id: str, date: datetime
+) -> EmailMessage:
+    """A mail that has its headers, and no body yet; whatever the subject holds stays in its line.
+
+    Raises: MailError: an address can't be used (code address_invalid), or there is no recipient
+        (no_recipient).
+    """
+    from_ = _address(sender)
+    to = tuple(_address(recipient) for recipient in recipients)
+    if not to:
+        raise MailError("no_recipient", "the settings name nobody who would get this mail")
+    message = EmailMessage(POLICY)
+    # A header is parsed when it is set: a name like "=?utf-8?q?=0A?=" would be decoded, to a line break here.
+    message["Subject"] = shown(subject).replace("=?", "= ?")
+    message["From"] = from_
+    message["To"] = to
+    message["Date"] = format_datetime(date)
+    message["Message-ID"] = f"<{_digest(mail_id)}@{from_.domain}>"
+    message["Auto-Submitted"] = "auto-generated"  # RFC 3834: nobody's holiday notice answers it
+    return message
+
+
+def _digest(mail_id: str) -> str:
+    return hashlib.sha256(mail_id.encode()).hexdigest()[:32]
 
 
 def _address(text: str) -> Address:

@@ -89,10 +89,10 @@ def _deliver(
     took: list[str] = mail.delivered_to
     error = None
     state: State = "pending"
-    place = str(server) if server else str(folder / _file_name(mail.id))
+    place = str(server) if server else str(folder / file_name(mail.id))
     try:
         if server is None:
-            write_whole(folder / _file_name(mail.id), mail.message)
+            write_whole(folder / file_name(mail.id), mail.message)
             state = "sent"
         else:
             recipients = [address for address in _recipients(mail.message) if address not in took]
@@ -124,7 +124,7 @@ def _recipients(message: bytes) -> list[str]:
     return list(dict.fromkeys(address.addr_spec for address in to.addresses))
 
 
-def _file_name(mail_id: str) -> str:
+def file_name(mail_id: str) -> str:
     """Another name for each mail, of characters that every file system takes."""
     safe = quote(mail_id, safe="@ ")
     if len(safe) > 200:

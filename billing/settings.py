@@ -39,6 +39,10 @@ class BillingSettings(CommonSettings):
     mail_to: tuple[str, ...] = Field(
         ("finance@example.com",), description="Who gets the daily bill; a JSON list in the environment."
     )
+    operator_mail_to: tuple[str, ...] = Field(
+        ("operator@example.com",),
+        description="Who is told of a task that failed; a JSON list in the environment.",
+    )
     mail_from: str = Field("tallybook@example.com", description="Sender of the mails.")
     mail_language: Literal["en", "zh"] = Field("en", description="Language of mails and charts: en or zh.")
     smtp_url: SecretStr | None = Field(

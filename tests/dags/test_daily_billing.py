@@ -172,4 +172,7 @@ def test_a_mail_server_that_is_away_is_tried_again_and_the_bill_stays_closed(
     assert rows(settings, "SELECT state FROM bill_days") == [("closed",)]
 
     assert airflow.run(settings, {"day": str(DAY)}).state == "success"
-    assert len(outbox(settings)) == 1
+    failure, bill_mail = sorted(outbox(settings), reverse=True)
+    assert "failure-daily_billing-" in failure.name
+    assert b"mail_not_delivered" in failure.read_bytes()
+    assert "user-a" in bill(bill_mail)
