@@ -15,6 +15,7 @@ from tallybook.settings import CONFIG_VARIABLE
 # In the order in which data flows.
 COMMANDS = {
     "train": "training.cli:train",
+    "export-embedding": "training.cli:export_embedding",
     "serve-model": "serving.model_server.cli:serve_model",
     "serve": "serving.cli:serve",
     "up": "tallybook.up:up",
@@ -39,6 +40,7 @@ COMMANDS = {
 # Known without loading the packages, whose imports take seconds.
 HELP = {
     "train": "Train the review classifier and export it as the next version.",
+    "export-embedding": "Export a pretrained BERT as a model that embeds texts.",
     "serve-model": "Serve exported models over TensorFlow Serving's gRPC protocol.",
     "serve": "Serve the API: POST /analyze, metered.",
     "up": "Start the model server and the API together.",

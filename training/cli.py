@@ -1,4 +1,4 @@
-"""`tallybook train`, which is `python -m training.cli` in the training image."""
+"""`tallybook train`, which is `python -m training.cli` in the image, and `tallybook export-embedding`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
@@ -20,11 +20,7 @@ if TYPE_CHECKING:
     from training.trainer import Epoch
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
-
-
-@click.command()
-@click.option("--model-name", default="review-sentiment", show_default=True, help="Name to serve it under.")
-@click.option(
+MODELS_DIR = click.option(
     "--models-dir",
     type=FOLDER,
     default=Path("models"),
@@ -32,6 +28,12 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
     envvar="TALLYBOOK_MODELS_DIR",
     help="Exported as <models-dir>/<model-name>/<next version>. Also: TALLYBOOK_MODELS_DIR.",
 )
+VERBOSE = click.option("--verbose", is_flag=True, help="Show what TensorFlow says of itself.")
+
+
+@click.command()
+@click.option("--model-name", default="review-sentiment", show_default=True, help="Name to serve it under.")
+@MODELS_DIR
 @click.option(
     "--training-dir",
     type=FOLDER,
@@ -51,7 +53,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 @click.option("--epochs", type=click.IntRange(1, 100), default=4, show_default=True)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=7, show_default=True)
 @click.option("--limit", type=click.IntRange(1), help="Use about so many texts only, for a quick try.")
-@click.option("--verbose", is_flag=True, help="Show what TensorFlow says of itself.")
+@VERBOSE
 def train(
     model_name: str,
     models_dir: Path,
@@ -76,9 +78,34 @@ def train(
             models_dir, model_name, config, training_dir, price, data_dir, limit, _print_epoch
         )
     except TrainingError as error:
-        click.echo(f"error: {error.code}: {error}", err=True)
-        sys.exit(1)
+        _fail(error)
     _print_result(result)
+
+
+@click.command("export-embedding")
+@click.option(
+    "--init-from", "source", required=True, help="A folder with a BERT checkpoint, or a Hugging Face name."
+)
+@click.option("--model-name", required=True, help="Name to serve it under.")
+@MODELS_DIR
+@VERBOSE
+def export_embedding(source: str, model_name: str, models_dir: Path, verbose: bool) -> None:
+    """Export a pretrained BERT as a model that embeds texts: unit vectors, the mean of their tokens'."""
+    with _native_noise(verbose):
+        from training import embedding
+        from training.pipeline import find_device
+
+        find_device()
+    try:
+        folder = embedding.export_embedding(source, models_dir, model_name)
+    except TrainingError as error:
+        _fail(error)
+    click.echo(f"exported {folder}")
+
+
+def _fail(error: TrainingError) -> NoReturn:
+    click.echo(f"error: {error.code}: {error}", err=True)
+    sys.exit(1)
 
 
 @contextmanager

@@ -8,39 +8,39 @@ import os
 import re
 import shutil
 import uuid
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import tensorflow as tf  # type: ignore[import-untyped]  # ships no types
 from tokenizers import Tokenizer
 
 from training.cost import flush_folder
-from training.dataset import LABELS
 from training.errors import TrainingError
-from training.model import ReviewClassifier, Tensor
+from training.model import Tensor
 from training.tokenizer import save_tokenizer
 
-# What a user reads beside a label.
-EXPLANATIONS = {"negative": "这是一条负面评价", "positive": "这是一条正面评价"}
 MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,127}")
 
 
-@dataclass(frozen=True)
-class Provenance:
-    """Where a model comes from and how good it is: the parts of its card that training knows."""
+class Servable(Protocol):
+    """A tf.Module that can be exported."""
 
-    data: dict[str, Any]
-    metrics: dict[str, Any]
-    baseline: dict[str, Any]
-    training: dict[str, Any]
+    def answers(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """ids, mask: int32 (B, T) → the outputs of the signature `serving_default`, by name."""
 
 
 def export_model(
-    model: ReviewClassifier, tokenizer: Tokenizer, models_dir: Path, name: str, provenance: Provenance
+    model: Servable,
+    tokenizer: Tokenizer,
+    max_length_tokens: int,
+    models_dir: Path,
+    name: str,
+    card: dict[str, Any],
 ) -> Path:
     """Write models_dir/name/<highest version + 1>, a SavedModel that holds its tokenizer and card; return it.
+
+    `card`: what only training knows; name, version, time, code, framework, length and fingerprint are added.
 
     It is written beside, under a name that model servers pass over, flushed to disk and renamed: a version
     that can be seen is whole. A failure removes what was written; a kill leaves a hidden folder `.export-*`.
@@ -55,9 +55,16 @@ def export_model(
         _save(model, beside)
         assets = beside / "assets.extra"
         assets.mkdir()
-        save_tokenizer(tokenizer, assets, model.config.max_length_tokens)
-        card = _card(model, name, assets / "tokenizer.json", provenance)
-        return _publish(beside, parent, card)
+        save_tokenizer(tokenizer, assets, max_length_tokens)
+        facts = {
+            "name": name,
+            "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "framework": f"tensorflow {tf.__version__}",
+            "code_version": code_version(),
+            "max_length_tokens": max_length_tokens,
+            "tokenizer_fingerprint": hashlib.sha256((assets / "tokenizer.json").read_bytes()).hexdigest(),
+        }
+        return _publish(beside, parent, {**facts, **card})
     except OSError as error:
         raise TrainingError(
             "export_failed", f"{parent} can't be written: {error.strerror or error}"
@@ -83,31 +90,15 @@ def code_version() -> str:
     return f"training-sha256:{digest.hexdigest()}"
 
 
-def _save(model: ReviewClassifier, folder: Path) -> None:
+def _save(model: Servable, folder: Path) -> None:
     ids = tf.TensorSpec([None, None], tf.int32, name="input_ids")
     mask = tf.TensorSpec([None, None], tf.int32, name="attention_mask")
 
     @tf.function(input_signature=[ids, mask])  # type: ignore[untyped-decorator]  # tf is untyped
     def serve(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return {"probabilities": model.probabilities(input_ids, attention_mask)}
+        return model.answers(input_ids, attention_mask)
 
     tf.saved_model.save(model, str(folder), signatures={"serving_default": serve})
-
-
-def _card(model: ReviewClassifier, name: str, tokenizer: Path, provenance: Provenance) -> dict[str, Any]:
-    return {
-        "name": name,
-        "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "framework": f"tensorflow {tf.__version__}",
-        "labels": [{"name": label, "explanation": EXPLANATIONS[label]} for label in LABELS],
-        "max_length_tokens": model.config.max_length_tokens,
-        "tokenizer_fingerprint": hashlib.sha256(tokenizer.read_bytes()).hexdigest(),
-        "data": provenance.data,
-        "code_version": code_version(),
-        "metrics": provenance.metrics,
-        "baseline": provenance.baseline,
-        "training": provenance.training,
-    }
 
 
 def _publish(beside: Path, parent: Path, card: dict[str, Any]) -> Path:

@@ -10,12 +10,15 @@ from pathlib import Path
 import tensorflow as tf  # type: ignore[import-untyped]  # ships no types
 
 from training.cost import PoolPrice, Run, make_writable, write_event
-from training.dataset import Dataset, load_reviews
+from training.dataset import LABELS, Dataset, load_reviews
 from training.evaluation import Baseline, Metrics, baseline, measure
-from training.export import Provenance, check_model_name, code_version, export_model
-from training.model import ModelConfig, ReviewClassifier
+from training.export import check_model_name, code_version, export_model
+from training.small_model import ModelConfig, ReviewClassifier
 from training.tokenizer import build_tokenizer
 from training.trainer import Epoch, TrainingConfig, encode, predict, train
+
+# What a user reads beside a label.
+EXPLANATIONS = {"negative": "这是一条负面评价", "positive": "这是一条正面评价"}
 
 
 @dataclass(frozen=True)
@@ -73,11 +76,13 @@ def train_and_export(
     validation, test = (measure(split.labels, predict(model, split.ids)) for split in encoded[1:])
     simple = baseline(dataset)
     device = find_device()
-    provenance = Provenance(
-        data={"name": dataset.name, "sha256": dataset.sha256, "counts": dataset.counts},
-        metrics={"validation": validation.to_json(), "test": test.to_json()},
-        baseline={"name": simple.name, "test": simple.test.to_json()},
-        training={
+    card = {
+        "task": "classification",
+        "labels": [{"name": label, "explanation": EXPLANATIONS[label]} for label in LABELS],
+        "data": {"name": dataset.name, "sha256": dataset.sha256, "counts": dataset.counts},
+        "metrics": {"validation": validation.to_json(), "test": test.to_json()},
+        "baseline": {"name": simple.name, "test": simple.test.to_json()},
+        "training": {
             "seconds": round(seconds, 1),
             "device": device,
             "parameters": model.parameter_count(),
@@ -85,8 +90,8 @@ def train_and_export(
             **asdict(config),
             "model": asdict(model.config),
         },
-    )
-    folder = export_model(model, tokenizer, models_dir, name, provenance)
+    }
+    folder = export_model(model, tokenizer, longest, models_dir, name, card)
     run = Run(
         model=name,
         model_version=folder.name,

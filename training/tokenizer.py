@@ -7,10 +7,14 @@ import string
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from training.errors import TrainingError
+
 PAD, UNKNOWN, START, END, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_OWN = {"strip_accents": False}  # how the texts of a tokenizer of our own are made plain
 MIN_WORD_COUNT = 10  # a Latin word seen as often becomes a token of its own
 
 
@@ -21,14 +25,42 @@ def build_tokenizer(texts: Iterable[str]) -> Tokenizer:
     of `tokenizers` breaks ties at random; counted here, the same texts give the same vocabulary to the byte.
     WordPiece as in https://arxiv.org/abs/1609.08144, used as in https://arxiv.org/abs/1810.04805.
     """
-    tokenizer = Tokenizer(models.WordPiece({UNKNOWN: 0}, unk_token=UNKNOWN))
-    tokenizer.normalizer = normalizers.BertNormalizer(strip_accents=False)
+    parts = _wordpiece({token: number for number, token in enumerate(SPECIAL_TOKENS)}, _OWN)
+    ids = {token: number for number, token in enumerate(_vocabulary(_words(parts, texts)))}
+    return _wordpiece(ids, _OWN)
+
+
+def open_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint: its tokenizer.json, or else BERT's own made of its vocab.txt.
+
+    It truncates and pads nothing. Raises: TrainingError: `checkpoint_unreadable`.
+    """
+    whole, vocabulary, told = (folder / n for n in ("tokenizer.json", "vocab.txt", "tokenizer_config.json"))
+    try:
+        if whole.is_file():
+            tokenizer = Tokenizer.from_file(str(whole))
+        else:
+            config = json.loads(told.read_text("utf-8")) if told.is_file() else {}
+            lines = vocabulary.read_text("utf-8").rstrip("\n").split("\n")
+            tokenizer = _wordpiece({token: number for number, token in enumerate(lines)}, config)
+    except Exception as error:
+        raise TrainingError("checkpoint_unreadable", f"the tokenizer of {folder}: {error}") from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _wordpiece(ids: dict[str, int], config: dict[str, Any]) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        lowercase=config.get("do_lower_case", True),
+        strip_accents=config.get("strip_accents"),
+        handle_chinese_chars=config.get("tokenize_chinese_chars", True),
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    ids = {token: number for number, token in enumerate(_vocabulary(_words(tokenizer, texts)))}
-    tokenizer.model = models.WordPiece(ids, unk_token=UNKNOWN)
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.BertProcessing((END, ids[END]), (START, ids[START]))
-    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    tokenizer.add_special_tokens([token for token in SPECIAL_TOKENS if token in ids])
     return tokenizer
 
 

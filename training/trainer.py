@@ -19,7 +19,7 @@ from tqdm import tqdm
 from training.dataset import Split
 from training.errors import TrainingError
 from training.evaluation import log_loss
-from training.model import ReviewClassifier, Tensor
+from training.small_model import ReviewClassifier, Tensor
 
 Ids = NDArray[np.int32]
 IDS = tf.TensorSpec([None, None], tf.int32)

@@ -19,12 +19,12 @@ from tokenizers import Tokenizer
 from training import export
 from training.dataset import LABELS
 from training.errors import TrainingError
-from training.export import Provenance, export_model
-from training.model import ModelConfig, ReviewClassifier
+from training.export import export_model
+from training.small_model import ModelConfig, ReviewClassifier
 from training.tokenizer import build_tokenizer
 
 TEXTS = ["房间很大，早餐很好", "太差了，再也不来", "wifi 不错"]
-PROVENANCE = Provenance({"name": "test"}, {"test": {"accuracy": 0.5}}, {"name": "coin"}, {"seconds": 1.0})
+CARD = {"task": "classification", "labels": [], "data": {"name": "test"}}
 
 
 def made() -> tuple[ReviewClassifier, Tokenizer]:
@@ -39,7 +39,7 @@ def made() -> tuple[ReviewClassifier, Tokenizer]:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_model(*made(), tmp_path_factory.mktemp("models"), "reviews", PROVENANCE)
+    return export_model(*made(), 512, tmp_path_factory.mktemp("models"), "reviews", CARD)
 
 
 def numbered(folder: Path) -> list[str]:
@@ -78,11 +78,7 @@ def test_the_card_tells_what_is_served_and_where_it_comes_from(exported: Path) -
     tokenizer = (exported / "assets.extra" / "tokenizer.json").read_bytes()
     assert card["tokenizer_fingerprint"] == hashlib.sha256(tokenizer).hexdigest()
     assert (card["name"], card["version"], card["max_length_tokens"]) == ("reviews", 1, 512)
-    assert card["labels"] == [
-        {"name": "negative", "explanation": "这是一条负面评价"},
-        {"name": "positive", "explanation": "这是一条正面评价"},
-    ]
-    assert (card["data"], card["baseline"]) == (PROVENANCE.data, PROVENANCE.baseline)
+    assert {name: card[name] for name in CARD} == CARD
     assert card["framework"] == f"tensorflow {tf.__version__}"
     assert card["created_at"].endswith("+00:00")
     assert card["code_version"].startswith("training-sha256:")
@@ -91,7 +87,7 @@ def test_the_card_tells_what_is_served_and_where_it_comes_from(exported: Path) -
 def test_the_next_version_is_one_above_the_highest_whatever_else_lies_there(tmp_path: Path) -> None:
     for name in ("2", "10", "latest", ".export-left-by-a-kill"):
         (tmp_path / "reviews" / name).mkdir(parents=True)
-    assert export_model(*made(), tmp_path, "reviews", PROVENANCE).name == "11"
+    assert export_model(*made(), 512, tmp_path, "reviews", CARD).name == "11"
     assert numbered(tmp_path / "reviews") == ["10", "11", "2"]
 
 
@@ -114,7 +110,7 @@ def test_exports_at_the_same_time_get_different_versions(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["", ".hidden", "../up", "a/b", "a b", "a" * 129])
 def test_a_name_that_is_no_plain_folder_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(TrainingError) as caught:
-        export_model(*made(), tmp_path, name, PROVENANCE)
+        export_model(*made(), 512, tmp_path, name, CARD)
     assert caught.value.code == "invalid_model_name"
     assert list(tmp_path.iterdir()) == []
 
@@ -125,7 +121,7 @@ def test_an_export_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(os, "fsync", disk_full)
     with pytest.raises(TrainingError, match="No space left") as caught:
-        export_model(*made(), tmp_path, "reviews", PROVENANCE)
+        export_model(*made(), 512, tmp_path, "reviews", CARD)
     assert caught.value.code == "export_failed"
     assert list((tmp_path / "reviews").iterdir()) == []
 
@@ -134,13 +130,13 @@ KILLED_BEFORE_THE_RENAME = """
 import os, signal, sys
 from pathlib import Path
 from training import export
-from training.model import ModelConfig, ReviewClassifier
+from training.small_model import ModelConfig, ReviewClassifier
 from training.tokenizer import build_tokenizer
 
 tokenizer = build_tokenizer(["好"])
 model = ReviewClassifier(ModelConfig(tokenizer.get_vocab_size(), width=8, bigram_bits=4, ngram_bits=4), 1)
 export.flush_folder = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
-export.export_model(model, tokenizer, Path(sys.argv[1]), "reviews", export.Provenance({}, {}, {}, {}))
+export.export_model(model, tokenizer, 512, Path(sys.argv[1]), "reviews", {})
 """
 
 
@@ -150,12 +146,12 @@ def test_a_kill_at_the_last_moment_leaves_no_version_and_does_not_hinder_the_nex
     left = [entry.name for entry in (tmp_path / "reviews").iterdir()]
     assert len(left) == 1
     assert left[0].startswith(".export-")
-    assert export_model(*made(), tmp_path, "reviews", PROVENANCE).name == "1"
+    assert export_model(*made(), 512, tmp_path, "reviews", CARD).name == "1"
     assert numbered(tmp_path / "reviews") == ["1"]
 
 
 def test_a_models_dir_that_is_a_file_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "models").write_text("not a folder")
     with pytest.raises(TrainingError) as caught:
-        export_model(*made(), tmp_path / "models", "reviews", PROVENANCE)
+        export_model(*made(), 512, tmp_path / "models", "reviews", CARD)
     assert caught.value.code == "export_failed"

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "training").glob("*.py"))
 # Part of the base image; everything else is in the requirements.
 IN_THE_IMAGE = {"tensorflow", "numpy"}
-DISTRIBUTIONS = {"sklearn": "scikit-learn"}
+DISTRIBUTIONS = {"sklearn": "scikit-learn", "huggingface_hub": "huggingface-hub"}
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)

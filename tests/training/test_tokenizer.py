@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from training.dataset import MAX_CHARACTERS, load_reviews
-from training.model import ModelConfig
+from training.small_model import ModelConfig
 from training.tokenizer import SPECIAL_TOKENS, build_tokenizer, save_tokenizer
 
 REVIEWS = load_reviews(limit=600)

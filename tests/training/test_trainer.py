@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from training.dataset import Dataset, Split, load_reviews
 from training.errors import TrainingError
 from training.evaluation import log_loss, measure
-from training.model import ModelConfig, ReviewClassifier
+from training.small_model import ModelConfig, ReviewClassifier
 from training.tokenizer import build_tokenizer
 from training.trainer import (
     AdamW,
