@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
-import time
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from datetime import date
-from pathlib import Path
-from typing import Any
 
 import sqlalchemy as sa
 from alembic import command
@@ -20,13 +15,15 @@ from sqlalchemy.engine import Connection, Engine
 from billing.errors import LedgerError
 from billing.simulated import TOLD, is_simulated
 from billing.tables import bill_days, ledger_facts
+from tallybook.database import connect
+from tallybook.database import reading as reading
+from tallybook.database import writing as writing
 
 log = logging.getLogger("tallybook.ledger")
 
 # Any fixed number will do: who holds it is the only one to migrate, rate or close.
 _LOCK_KEY = 7_411_402_556
 _HUNG_SECONDS = 60  # in a transaction that waits for nothing but its client
-_BUSY_SECONDS = 60  # how long SQLite waits for another writer
 
 
 def open_ledger(url: str, time_zone: str) -> Engine:
@@ -36,7 +33,7 @@ def open_ledger(url: str, time_zone: str) -> Engine:
     Raises: LedgerError: no such database, or its days were cut in another time zone.
     """
     try:
-        engine = _engine(url)
+        engine = connect(url)
         with writing(engine) as connection:
             lock_ledger(connection)
             config = Config()
@@ -50,26 +47,6 @@ def open_ledger(url: str, time_zone: str) -> Engine:
         shown = sa.make_url(url).render_as_string(hide_password=True) if "://" in url else url
         raise LedgerError("ledger_unavailable", f"can't open the ledger {shown}: {error}") from error
     return engine
-
-
-@contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
-    """One transaction that writes; committed at the end, rolled back on any error.
-
-    SQLite takes its one write lock at once, so that a transaction never fails half-way for want of it.
-    """
-    with engine.connect().execution_options(tallybook_writes=True) as connection, connection.begin():
-        yield connection
-
-
-@contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
-    """One transaction that reads a consistent state and changes nothing."""
-    options: dict[str, Any] = {}
-    if engine.dialect.name == "postgresql":
-        options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
-    with engine.connect().execution_options(**options) as connection, connection.begin():
-        yield connection
 
 
 def lock_ledger(connection: Connection) -> None:
@@ -111,44 +88,3 @@ def _keep_fact(connection: Connection, name: str, value: str) -> None:
             f"this ledger's {name} is {kept}, the settings say {value}; "
             "days that were cut in one time zone can't be continued in another",
         )
-
-
-def _engine(url: str) -> Engine:
-    parsed = sa.make_url(url)
-    if parsed.get_backend_name() != "sqlite":
-        return sa.create_engine(parsed, pool_pre_ping=True)
-    if parsed.database:
-        Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(parsed, connect_args={"timeout": _BUSY_SECONDS})
-
-    @sa.event.listens_for(engine, "connect")
-    def _prepare(connection: Any, _record: object) -> None:
-        connection.isolation_level = None  # the driver begins no transaction of its own; `_begin` does
-        _use_wal(connection)
-        connection.execute("PRAGMA synchronous = FULL")
-        connection.execute("PRAGMA foreign_keys = ON")
-
-    @sa.event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        writes = connection.get_execution_options().get("tallybook_writes")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
-
-
-def _use_wal(connection: sqlite3.Connection) -> None:
-    """Let readers go on beside a writer: a mode that the file keeps from its first use on.
-
-    Two processes that open a new ledger at once are told "locked" without waiting, so the wait is here.
-    """
-    deadline = time.monotonic() + _BUSY_SECONDS
-    while True:
-        try:
-            if connection.execute("PRAGMA journal_mode").fetchone() != ("wal",):
-                connection.execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-        else:
-            return

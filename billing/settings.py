@@ -13,10 +13,6 @@ from tallybook.settings import CommonSettings
 class BillingSettings(CommonSettings):
     """Where the ledger is, what things cost, and who gets the mail."""
 
-    ledger_url: str = Field(
-        "sqlite:///var/ledger.db",
-        description="SQLAlchemy URL of the ledger: sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME.",
-    )
     prices_file: Path = Field(
         Path("prices.toml"), description="The price file: prices, discounts and department rules."
     )

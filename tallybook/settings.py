@@ -42,6 +42,11 @@ class CommonSettings(BaseSettings):
         """Where the model config is, if there is one."""
         return self.model_config_file or self.models_dir / "models.config"
 
+    ledger_url: str = Field(
+        "sqlite:///var/ledger.db",
+        description="SQLAlchemy URL of the ledger: sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME.",
+    )
+
     @property
     def zone(self) -> ZoneInfo:
         """The billing time zone."""

@@ -19,6 +19,7 @@ GROUND = {
     "acts",
     "usage",
     "calendar",
+    "database",
     "settings",
     "segments",
     "toml",
