@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import MethodNotAllowed
 
 from serving import errors, trace
-from serving.metrics import Metrics
 from serving.routes import analyze, operations
 from serving.services import Services, make_services
 from serving.settings import ServingSettings
@@ -41,11 +39,11 @@ def build_app(services: Services) -> Flask:
     app.register_error_handler(Exception, _failed)
     app.register_blueprint(analyze.blueprint(services))
     app.register_blueprint(operations.blueprint(services))
-    app.wsgi_app = _framed(app.wsgi_app, services.metrics)  # type: ignore[method-assign, assignment] # as Flask advises
+    app.wsgi_app = _framed(app.wsgi_app, services)  # type: ignore[method-assign, assignment] # as Flask advises
     return app
 
 
-def _framed(inner: WSGIApplication, metrics: Metrics) -> WSGIApplication:
+def _framed(inner: WSGIApplication, services: Services) -> WSGIApplication:
     """Give each request an id that its client is told, count it and log it.
 
     Around Flask, not in its hooks: it costs less and holds when Flask itself fails.
@@ -66,9 +64,9 @@ def _framed(inner: WSGIApplication, metrics: Metrics) -> WSGIApplication:
         try:
             return inner(environ, start)
         finally:
-            seconds = time.monotonic() - current.started
-            metrics.request(current.route or _UNKNOWN_ROUTE, current.status, seconds)
-            current.log(environ, seconds)
+            current.end()
+            services.metrics.request(current.route or _UNKNOWN_ROUTE, current.status, current.seconds)
+            services.log.write(current.line)
 
     return framed
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import time
+from dataclasses import MISSING, fields
 from datetime import datetime, timezone
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from serving.identity import Caller
 from serving.journal import Journal
 from serving.metrics import Metrics
 from serving.settings import ServingSettings
 from serving.tokenization import ModelVersion
-from tallybook.usage import UsageEvent
+from tallybook.usage import EVENT_TYPE, UsageEvent
 
 SOURCE = "tallybook/api"
+_DEFAULTS = {f.name: f.default for f in fields(UsageEvent) if f.default not in (MISSING, None)}
 _LEAST_WAIT_SECONDS = 1.0  # an answer that is made already is worth another second
 
 
@@ -51,7 +53,7 @@ class Meter:
         Raises: JournalError: it is not recorded and never will be; the answer must not leave.
         """
         answered = time.monotonic()
-        record = self.event(served, answered - served.started).to_record()
+        record = self._record(served, answered - served.started)
         self._journal.append(record, max(served.deadline - answered, _LEAST_WAIT_SECONDS))
         self._metrics.journal_wait_seconds.observe(time.monotonic() - answered)
         self._metrics.tokens(
@@ -62,26 +64,40 @@ class Meter:
             served.completion_tokens,
         )
 
-    def event(self, served: Served, duration_seconds: float) -> UsageEvent:
-        """The event of a request whose answer is complete now; the duration is kept to the microsecond."""
+    def _record(self, served: Served, duration_seconds: float) -> dict[str, Any]:
+        """The record that a `UsageEvent` of this request would give, without the cost of making one.
+
+        The answer is complete now; the duration is kept to the microsecond.
+        """
         caller, version = served.caller, served.version
-        return UsageEvent(
-            id=served.request_id,
-            source=SOURCE,
-            time=datetime.now(timezone.utc),
-            user=caller.user,
-            project=caller.project,
-            department=caller.department,
-            operation=served.operation,
-            model=version.model,
-            model_version=version.version_name,
-            model_label=served.model_label,
-            tokenizer_fingerprint=version.tokenizer_fingerprint,
-            prompt_tokens=served.prompt_tokens,
-            completion_tokens=served.completion_tokens,
-            duration_seconds=round(duration_seconds, 6),
-            client_ip=caller.client_ip,
-            status=200,
-            prompt_sha256=hashlib.sha256(served.text.encode()).hexdigest() if self._keeps_hash else None,
-            prompt_prefix=served.text[: self._prefix] if self._prefix else None,
-        )
+        data: dict[str, Any] = {
+            **_DEFAULTS,
+            "project": caller.project,
+            "department": caller.department,
+            "operation": served.operation,
+            "model": version.model,
+            "model_version": version.version_name,
+            "tokenizer_fingerprint": version.tokenizer_fingerprint,
+            "prompt_tokens": served.prompt_tokens,
+            "completion_tokens": served.completion_tokens,
+            "duration_seconds": round(duration_seconds, 6),
+            "client_ip": caller.client_ip,
+            "status": 200,
+            "total_tokens": served.prompt_tokens + served.completion_tokens,
+        }
+        if served.model_label is not None:
+            data["model_label"] = served.model_label
+        if self._keeps_hash:
+            data["prompt_sha256"] = hashlib.sha256(served.text.encode()).hexdigest()
+        if self._prefix:
+            data["prompt_prefix"] = served.text[: self._prefix]
+        return {
+            "specversion": "1.0",
+            "id": served.request_id,
+            "source": SOURCE,
+            "type": EVENT_TYPE,
+            "subject": caller.user,
+            "time": datetime.now(timezone.utc).isoformat(timespec="microseconds"),
+            "datacontenttype": "application/json",
+            "data": data,
+        }

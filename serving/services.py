@@ -15,6 +15,7 @@ from serving.errors import OverloadedError
 from serving.identity import Gatekeeper
 from serving.inference import ModelClient
 from serving.journal import Journal
+from serving.logs import Later
 from serving.metering import Meter
 from serving.metrics import Metrics
 from serving.quotas import Quotas, Unlimited
@@ -40,6 +41,7 @@ class Services:
     """One process's parts."""
 
     settings: ServingSettings
+    log: Later
     metrics: Metrics
     gatekeeper: Gatekeeper
     model: Model
@@ -71,6 +73,7 @@ class Services:
         self.catalog.close()
         self.journal.close()
         self.model.close()
+        self.log.close()
 
 
 def make_services(
@@ -84,6 +87,7 @@ def make_services(
         journal = Journal(settings.journal_dir, settings.journal_segment_bytes, metrics.commit)
     return Services(
         settings=settings,
+        log=Later(),
         metrics=metrics,
         gatekeeper=Gatekeeper(settings),
         model=model,

@@ -18,13 +18,16 @@ class Trace:
     """One request. Its id is the id of its usage event, and never a client's."""
 
     __slots__ = (
-        "caller", "code", "completion_tokens", "model_version", "prompt_tokens", "reason", "request_id",
-        "route", "started", "status",
+        "caller", "code", "completion_tokens", "ended_at", "method", "model_version", "path", "peer",
+        "prompt_tokens", "reason", "request_id", "route", "seconds", "started", "status",
     )  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, environ: Mapping[str, Any]) -> None:
         self.request_id = new_event_id()
         self.started = time.monotonic()
+        self.method: str = environ["REQUEST_METHOD"]
+        self.path: str = environ["PATH_INFO"]
+        self.peer: str | None = environ.get("REMOTE_ADDR")
         self.status = 500  # until the answer begins
         self.route: str | None = None  # of ours; None if the path is not
         self.caller: Caller | None = None
@@ -33,36 +36,40 @@ class Trace:
         self.completion_tokens: int | None = None
         self.code: str | None = None
         self.reason: str | None = None  # of a failure that is not the client's
+        self.ended_at = self.seconds = 0.0
 
-    def log(self, environ: Mapping[str, Any], seconds: float) -> None:
-        """Write the request's log line."""
+    def end(self) -> None:
+        """Stop its clock."""
+        self.seconds = time.monotonic() - self.started
+        self.ended_at = time.time()
+
+    def line(self) -> dict[str, Any]:
+        """The request's log line, once it has ended."""
         caller = self.caller
-        logs.write(
-            {
-                "time": logs.now(),
-                "level": "info" if self.status < 500 else "error",
-                "message": "request",
-                "request_id": self.request_id,
-                "method": _shortened(environ["REQUEST_METHOD"]),
-                "path": _shortened(environ["PATH_INFO"]) if self.route is None else self.route,
-                "status": self.status,
-                "code": self.code,
-                "reason": self.reason,
-                "user": caller and caller.user,
-                "project": caller and caller.project,
-                "client_ip": caller and caller.client_ip,
-                "peer": environ.get("REMOTE_ADDR"),
-                "model_version": self.model_version,
-                "prompt_tokens": self.prompt_tokens,
-                "completion_tokens": self.completion_tokens,
-                "seconds": round(seconds, 6),
-            }
-        )
+        return {
+            "time": logs.moment(self.ended_at),
+            "level": "info" if self.status < 500 else "error",
+            "message": "request",
+            "request_id": self.request_id,
+            "method": _shortened(self.method),
+            "path": _shortened(self.path) if self.route is None else self.route,
+            "status": self.status,
+            "code": self.code,
+            "reason": self.reason,
+            "user": caller and caller.user,
+            "project": caller and caller.project,
+            "client_ip": caller and caller.client_ip,
+            "peer": self.peer,
+            "model_version": self.model_version,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "seconds": round(self.seconds, 6),
+        }
 
 
 def begin(environ: dict[str, Any]) -> Trace:
     """The trace of the request with this WSGI environment, from now on."""
-    trace = environ[_KEY] = Trace()
+    trace = environ[_KEY] = Trace(environ)
     return trace
 
 

@@ -19,10 +19,12 @@ def api(tmp_path: Path) -> Any:
 
 
 @pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def lines(api: Api, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The log lines written from here on."""
     written: list[dict[str, Any]] = []
-    monkeypatch.setattr(logs, "write", lambda fields: written.append(json.loads(logs.encode(fields))))
+    monkeypatch.setattr(
+        api.services.log, "write", lambda line: written.append(json.loads(logs.encode(line())))
+    )
     return written
 
 

@@ -2,6 +2,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -46,3 +47,11 @@ def test_whatever_is_answered_billing_can_read(
         assert events.keys() == answered.keys()
         for event_id, event in events.items():
             assert event.total_tokens == answered[event_id]["usage"]["total_tokens"]
+
+
+def test_a_record_is_what_its_event_would_write(tmp_path: Path) -> None:
+    with running_app(tmp_path, prompt_capture="prefix") as api:
+        api.analyze(TEXT)
+        [event] = api.events()
+        [segment] = (tmp_path / "journal").glob("*.jsonl")
+        assert orjson.loads(segment.read_bytes().splitlines()[0]) == event.to_record()
