@@ -16,7 +16,7 @@ demo: $(SETUP) ## From training to the emailed bill, once, on this machine
 	$(BIN)/tallybook demo
 
 test: $(SETUP) ## Run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 lint: $(SETUP) ## Check style and types
 	$(BIN)/ruff check .
