@@ -86,6 +86,7 @@ __all__ = [
     "model_server_config_pb2",
     "model_service_pb2_grpc",
     "numpy_dtype",
+    "numpy_dtype_name",
     "predict_pb2",
     "prediction_service_pb2_grpc",
     "regression_pb2",
@@ -122,6 +123,11 @@ def dtype_name(data_type: int) -> str:
     """TensorFlow's name of a DataType number: `int32`, `float`, `string`, or the number if it has none."""
     names = types_pb2.DataType.DESCRIPTOR.values_by_number
     return names[data_type].name.removeprefix("DT_").lower() if data_type in names else str(data_type)
+
+
+def numpy_dtype_name(dtype: np.dtype[Any]) -> str:
+    """TensorFlow's name of the type of an array that `array_of` gives."""
+    return dtype_name(_NUMBERS[dtype])
 
 
 def tensor_of(array: NDArray[Any]) -> Message:

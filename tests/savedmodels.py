@@ -45,6 +45,62 @@ def export_tiny_model(
     return beside.rename(folder)
 
 
+def export_half_plus_two(models_dir: Path, name: str = "half_plus_two", version: int = 123) -> Path:
+    """Write a model as TensorFlow Serving's own tests have one: x / 2 + 2, by tensors and by tf.Examples.
+
+    Signatures: `serving_default` (x, a float [batch]),
+    `regress`, `classify` (classes and scores), `scores` (scores alone), `shout` (strings, as text and as
+    bytes) and `matrix` (x of [batch, 2]).
+    """
+    import tensorflow as tf
+
+    v1 = tf.compat.v1
+    graph = tf.Graph()
+    with graph.as_default(), v1.Session(graph=graph) as session:
+        half = v1.get_variable("half", initializer=0.5, use_resource=True)
+        examples = v1.placeholder(tf.string, [None], "examples")
+        x_of = tf.io.parse_example(examples, {"x": tf.io.FixedLenFeature([1], tf.float32)})["x"]
+        x = v1.placeholder(tf.float32, [None], "x")
+        pairs = v1.placeholder(tf.float32, [None, 2], "pairs")
+        words = v1.placeholder(tf.string, [None], "words")
+        y_of = x_of * half + 2.0
+        classes = tf.tile(tf.constant([["up", "down"]]), [tf.shape(y_of)[0], 1])
+        scores = tf.concat([y_of, -y_of], 1)
+        loud = tf.strings.upper(words)
+        session.run(v1.global_variables_initializer())
+
+        def signature(method: str, inputs: dict[str, Any], outputs: dict[str, Any]) -> Any:
+            info = v1.saved_model.build_tensor_info
+            return v1.saved_model.build_signature_def(
+                {key: info(tensor) for key, tensor in inputs.items()},
+                {key: info(tensor) for key, tensor in outputs.items()},
+                f"tensorflow/serving/{method}",
+            )
+
+        beside = models_dir / f".{name}-{version}"
+        builder = v1.saved_model.Builder(str(beside))
+        builder.add_meta_graph_and_variables(
+            session,
+            ["serve"],
+            signature_def_map={
+                "serving_default": signature("predict", {"x": x}, {"y": x * half + 2.0}),
+                "matrix": signature(
+                    "predict", {"x": pairs}, {"sum": tf.reduce_sum(pairs, 1), "pairs": pairs + 0}
+                ),
+                "shout": signature("predict", {"words": words}, {"loud": loud, "loud_bytes": loud}),
+                "regress": signature("regress", {"inputs": examples}, {"outputs": y_of}),
+                "classify": signature(
+                    "classify", {"inputs": examples}, {"classes": classes, "scores": scores}
+                ),
+                "scores": signature("classify", {"inputs": examples}, {"scores": scores}),
+            },
+        )
+        builder.save()
+    folder = models_dir / name / str(version)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return beside.rename(folder)
+
+
 def _table() -> NDArray[np.float32]:
     # Any fixed numbers of which no two rows are alike.
     return np.sin(np.arange(len(VOCABULARY) * len(LABELS), dtype=np.float32)).reshape(-1, len(LABELS)) * 3

@@ -1,4 +1,8 @@
-"""Greedy batching: whoever waits when the model becomes free is computed together."""
+"""Greedy batching: whoever waits when the model becomes free is computed together.
+
+Short requests never stand behind long ones: those have a lane of their own, and within a lane a batch is
+kept so small that it should take no longer than a set time, by what batches of its kind took before.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from serving.model_server.errors import ModelServerError
+from serving.model_server.errors import ModelServerError, QueueFullError
 from serving.model_server.signature import Arrays
+
+_MOST_KEYS = 1_000
+_NEW_SHARE = 0.2  # of a new measurement in what a cell is thought to cost
 
 
 class RetiredError(Exception):
@@ -20,11 +27,24 @@ class RetiredError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """How large a batch may grow; one request larger than that is computed alone."""
+class Batching:
+    """How requests are put together; one request larger than a limit is computed alone.
 
-    rows: int
-    cells: int  # rows times the longest length
+    `cells`: rows times the longest length. `seconds`: what a batch may take, by the measure of those before.
+    `long_length`: longer requests go to a lane of their own. `wait_seconds`: how long a batch that is not
+    full waits for more. `most_batches`: so many full batches may wait in a lane, None: any number.
+    `threads`: of each lane. `allowed_rows`: sizes to which batches are filled up; none: as they come.
+    """
+
+    rows: int = 64
+    cells: int = 16_384
+    seconds: float = float("inf")
+    long_length: int = 512
+    wait_seconds: float = 0.0
+    most_batches: int | None = None
+    threads: int = 1
+    allowed_rows: tuple[int, ...] = ()
+    enabled: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,57 +73,123 @@ class Prediction:
 
 
 class Batcher:
-    """One queue and one thread for one loaded model."""
+    """Two lanes before one loaded model: one for short requests, one for long ones."""
 
-    def __init__(self, run: Callable[[str, Arrays], Arrays], limits: BatchLimits, name: str) -> None:
-        """`run(signature, inputs)` computes; it is only ever called from the batcher's one thread."""
-        self._run = run
-        self._limits = limits
-        self._waiting: deque[Prediction] = deque()
-        self._changed = threading.Condition()
-        self._retired = False
-        self._thread = threading.Thread(target=self._work, name=f"predict {name}", daemon=True)
-        self._thread.start()
+    def __init__(self, run: Callable[[str, Arrays], Arrays], batching: Batching, name: str) -> None:
+        """`run(signature, inputs)` computes; both lanes may call it at once."""
+        self._batching = batching
+        self._short = _Lane(run, batching, f"predict {name}")
+        self._long = _Lane(run, batching, f"predict long {name}")
 
     def submit(self, prediction: Prediction) -> None:
         """Queue a prediction; its `outputs` get the arrays or the error, or are cancelled if it is too late.
 
-        Raises: RetiredError: `close` was called.
+        Raises: RetiredError: `close` was called. QueueFullError: `most_batches` are waiting.
         """
-        with self._changed:
-            if self._retired:
-                raise RetiredError
-            self._waiting.append(prediction)
-            self._changed.notify()
+        long = prediction.length > self._batching.long_length
+        (self._long if long else self._short).submit(prediction)
 
     @property
     def waiting(self) -> int:
         """How many predictions are queued and not yet started."""
-        return len(self._waiting)
+        return self._short.waiting + self._long.waiting
 
     def close(self) -> None:
-        """Take no more, finish what waits, and stop the thread."""
+        """Take no more, finish what waits, and stop the threads."""
+        self._short.close()
+        self._long.close()
+
+
+class _Lane:
+    """One queue and its threads."""
+
+    def __init__(self, run: Callable[[str, Arrays], Arrays], batching: Batching, name: str) -> None:
+        self._run = run
+        self._batching = batching
+        self._waiting: deque[Prediction] = deque()
+        self._changed = threading.Condition()
+        self._retired = False
+        self._cell_seconds: dict[Hashable, float] = {}
+        self._threads = [
+            threading.Thread(target=self._work, name=name, daemon=True) for _ in range(batching.threads)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, prediction: Prediction) -> None:
+        most = self._batching.most_batches
+        with self._changed:
+            if self._retired:
+                raise RetiredError
+            if most is not None and len(self._waiting) >= most * self._batching.rows:
+                raise QueueFullError(
+                    "The batch scheduling queue to which this task was submitted is full; "
+                    f"currently {most} batches enqueued and max_enqueued_batches is {most}"
+                )
+            self._waiting.append(prediction)
+            self._changed.notify()
+
+    def close(self) -> None:
         with self._changed:
             self._retired = True
-            self._changed.notify()
-        self._thread.join()
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
 
     def _work(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._retired)
+                if self._batching.wait_seconds and not self._retired:
+                    self._changed.wait_for(self._full, self._batching.wait_seconds)
                 if not self._waiting:
-                    return
+                    if self._retired:
+                        return
+                    continue
                 drop_unwanted(self._waiting, time.monotonic())
-                batch = take_batch(self._waiting, self._limits) if self._waiting else []
+                batch = self._take() if self._waiting else []
             started = [p for p in batch if p.outputs.set_running_or_notify_cancel()]
             if started:
+                before = time.monotonic()
                 self._predict(started)
+                self._learn(started, time.monotonic() - before)
+
+    def _full(self) -> bool:
+        return self._retired or sum(p.rows for p in self._waiting) >= self._batching.rows
+
+    def _take(self) -> list[Prediction]:
+        """The next batch; as large as it may be in the time that a batch may take."""
+        cost = self._cell_seconds.get(self._waiting[0].batch_key, 0.0)
+        cells = self._batching.cells
+        if cost * cells > self._batching.seconds:
+            cells = int(self._batching.seconds / cost)
+        return take_batch(self._waiting, self._batching.rows, cells)
+
+    def _learn(self, batch: Sequence[Prediction], seconds: float) -> None:
+        key = batch[0].batch_key
+        if key is None:
+            return
+        cell = seconds / max(1, sum(p.rows for p in batch) * max(p.length for p in batch))
+        if len(self._cell_seconds) > _MOST_KEYS:
+            self._cell_seconds.clear()  # without a mask every shape is a kind of its own
+        known = self._cell_seconds.get(key, cell)
+        self._cell_seconds[key] = known + _NEW_SHARE * (cell - known)
 
     def _predict(self, batch: Sequence[Prediction]) -> None:
         signature = batch[0].signature
         try:
-            outputs = split(self._run(signature, join([p.inputs for p in batch])), [p.rows for p in batch])
+            rows = [p.rows for p in batch]
+            inputs = join([p.inputs for p in batch])
+            allowed = self._batching.allowed_rows if batch[0].batch_key is not None else ()
+            filled = filled_up(inputs, sum(rows), allowed)
+            answered = self._run(signature, filled)
+            if filled is not inputs:
+                answered = {key: array[: sum(rows)] for key, array in answered.items()}
+            outputs = split(answered, rows)
         except Exception as error:  # noqa: BLE001  whatever it is belongs to the requests, not to this thread
             if len(batch) == 1:
                 batch[0].outputs.set_exception(error)
@@ -125,14 +211,14 @@ def drop_unwanted(waiting: deque[Prediction], now: float) -> None:
     waiting.extend(wanted)
 
 
-def take_batch(waiting: deque[Prediction], limits: BatchLimits) -> list[Prediction]:
+def take_batch(waiting: deque[Prediction], most_rows: int, most_cells: int) -> list[Prediction]:
     """Take out of the queue the oldest prediction and all that may be computed with it, in order."""
     batch = [waiting.popleft()]
     rows, longest = batch[0].rows, batch[0].length
     left: list[Prediction] = []
     for prediction in waiting:
         more, longer = rows + prediction.rows, max(longest, prediction.length)
-        fits = more <= limits.rows and more * longer <= limits.cells
+        fits = more <= most_rows and more * longer <= most_cells
         if fits and prediction.batch_key is not None and prediction.batch_key == batch[0].batch_key:
             batch.append(prediction)
             rows, longest = more, longer
@@ -161,6 +247,14 @@ def join(requests: Sequence[Arrays]) -> Arrays:
             row += part.shape[0]
         joined[key] = block
     return joined
+
+
+def filled_up(inputs: Arrays, rows: int, allowed: Sequence[int]) -> Arrays:
+    """The inputs with their last row repeated up to the next allowed number of rows, if there is one."""
+    size = next((size for size in allowed if size >= rows), rows)
+    if size == rows:
+        return inputs
+    return {key: np.concatenate([a, np.repeat(a[-1:], size - rows, 0)]) for key, a in inputs.items()}
 
 
 def split(outputs: Arrays, rows: Sequence[int]) -> list[Arrays]:

@@ -19,7 +19,8 @@ Command = Callable[..., Any]
 
 def _option(flag: str, field: str, kind: click.ParamType[Any]) -> Callable[[Command], Command]:
     known = ModelServerSettings.model_fields[field]
-    return click.option(flag, field, type=kind, help=f"{known.description}  [default: {known.default}]")
+    default = "" if known.default is None else f"  [default: {known.default}]"
+    return click.option(flag, field, type=kind, help=f"{known.description}{default}")
 
 
 @click.command("serve-model")
@@ -27,10 +28,12 @@ def _option(flag: str, field: str, kind: click.ParamType[Any]) -> Callable[[Comm
 @_option("--port", "model_server_port", click.IntRange(0, 65535))
 @_option("--rest-port", "model_server_rest_port", click.IntRange(0, 65535))
 @_option("--models-dir", "models_dir", click.Path(path_type=Path))
+@_option("--model-config-file", "model_config_file", click.Path(path_type=Path))
+@_option("--batching-parameters-file", "model_server_batching_parameters_file", click.Path(path_type=Path))
 @_option("--poll-seconds", "model_server_poll_seconds", click.FloatRange(0, min_open=True))
 @_option("--versions-kept", "model_server_versions_kept", click.IntRange(1))
 def serve_model(**options: Any) -> None:
-    """Serve exported models over TensorFlow Serving's gRPC protocol."""
+    """Serve exported models by TensorFlow Serving's protocols, gRPC and REST."""
     run(ModelServerSettings(**{name: value for name, value in options.items() if value is not None}))
 
 
@@ -46,11 +49,13 @@ def run(settings: ModelServerSettings) -> None:
     # TensorFlow reads it when imported: its notices about instruction sets and GPUs are not ours.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    from serving.model_server.batching import BatchingError
     from serving.model_server.server import create_server
+    from serving.release.files import ConfigError
 
     try:
         server = create_server(settings)
-    except OSError as error:
+    except (OSError, ConfigError, BatchingError) as error:
         raise click.ClickException(str(error)) from error
     models = server.start()
     names = "; ".join(f"{name} {', '.join(map(str, versions))}" for name, versions in models.items())

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import grpc
+
+from serving.model_server.errors import ModelServerError
 
 REQUESTS = ":tensorflow:serving:request_count"
 LATENCY = ":tensorflow:serving:request_latency"
@@ -20,17 +24,35 @@ class Counters:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._requests: dict[tuple[str, str], int] = {}
-        self._latencies: dict[str, _Histogram] = {}
+        self._latencies: dict[tuple[str, str, str], _Histogram] = {}
 
-    def count(self, model: str, status: grpc.StatusCode, seconds: float) -> None:
-        """Count one answered Predict call; `seconds` is how long it took."""
-        key = (model, status.name)
+    @contextmanager
+    def counting(self, api: str, entrypoint: str, model: str, known: Callable[[str], bool]) -> Iterator[None]:
+        """Count what happens inside as one request: its status by the ModelServerError that it raises.
+
+        Failures count only where the model is `known`: names that clients make up would fill the memory.
+        """
+        started = time.monotonic()
+        status = grpc.StatusCode.INTERNAL
+        try:
+            yield
+            status = grpc.StatusCode.OK
+        except ModelServerError as error:
+            status = error.status
+            raise
+        finally:
+            if status is grpc.StatusCode.OK or known(model):
+                self.count(model, api, entrypoint, status, time.monotonic() - started)
+
+    def count(self, model: str, api: str, entrypoint: str, status: grpc.StatusCode, seconds: float) -> None:
+        """Count one answered request; `seconds` is how long it took."""
         with self._lock:
+            key = (model, status.name)
             self._requests[key] = self._requests.get(key, 0) + 1
             if status is grpc.StatusCode.OK:
-                latency = self._latencies.get(model)
+                latency = self._latencies.get((model, api, entrypoint))
                 if latency is None:
-                    latency = self._latencies[model] = _Histogram()
+                    latency = self._latencies[(model, api, entrypoint)] = _Histogram()
                 latency.add(seconds * 1e6)
 
     def exposition(self) -> str:
@@ -45,8 +67,8 @@ class Counters:
 
     def _latency_lines(self) -> Iterator[str]:
         yield f"# TYPE {LATENCY} histogram"
-        for model, latency in sorted(self._latencies.items()):
-            labels = f'model_name="{model}",API="Predict",entrypoint="GRPC"'
+        for (model, api, entrypoint), latency in sorted(self._latencies.items()):
+            labels = f'model_name="{model}",API="{api}",entrypoint="{entrypoint}"'
             below = 0
             for limit, count in zip([*_LIMITS_MICROSECONDS, None], latency.counts, strict=True):
                 below += count

@@ -1,11 +1,15 @@
 """Every way the model server refuses a request, each with its gRPC status.
 
     ModelServerError
-    ├── InvalidRequestError     INVALID_ARGUMENT     names, types or shapes are not the signature's
+    ├── InvalidRequestError     INVALID_ARGUMENT     names, types or values are not the signature's
     ├── NotServedError          NOT_FOUND            no such model, or no such version in service
     ├── UnknownSignatureError   FAILED_PRECONDITION  the model has no such signature
+    ├── SignatureMismatchError  FAILED_PRECONDITION  the signature is not of the kind that it says
+    ├── LabelError              FAILED_PRECONDITION  a label for a version that is not available
+    ├── ModelsUnavailableError  UNKNOWN              a new config has models that do not load
     ├── UnsupportedError        UNIMPLEMENTED        TensorFlow Serving could, this server can't
     ├── OverloadedError         UNAVAILABLE          too many predictions are waiting
+    │   └── QueueFullError      UNAVAILABLE          max_enqueued_batches are waiting
     ├── LateError               DEADLINE_EXCEEDED    nobody waits for the answer any more
     └── PredictionError         TensorFlow's own     the model failed on this input
 
@@ -47,6 +51,24 @@ class UnknownSignatureError(ModelServerError):
     status = grpc.StatusCode.FAILED_PRECONDITION
 
 
+class SignatureMismatchError(ModelServerError):
+    """A signature says that it classifies or regresses, and has not the tensors for it."""
+
+    status = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class LabelError(ModelServerError):
+    """A config puts a label on a version that may not carry it now."""
+
+    status = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class ModelsUnavailableError(ModelServerError):
+    """Models that are new in a config did not become available."""
+
+    status = grpc.StatusCode.UNKNOWN
+
+
 class UnsupportedError(ModelServerError):
     """A signature with tensors that only the real TensorFlow Serving takes."""
 
@@ -57,6 +79,10 @@ class OverloadedError(ModelServerError):
     """The server has as much waiting as it may."""
 
     status = grpc.StatusCode.UNAVAILABLE
+
+
+class QueueFullError(OverloadedError):
+    """As many batches are waiting as may."""
 
 
 class LateError(ModelServerError):

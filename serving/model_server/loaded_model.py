@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ import grpc
 import numpy as np
 import tensorflow as tf  # type: ignore[import-untyped]  # ships no types
 from numpy.typing import NDArray
+from tensorflow.core.protobuf import config_pb2  # type: ignore[import-untyped]  # ships no types
 
 from serving.model_server.errors import (
     LoadError,
@@ -21,6 +23,8 @@ from serving.model_server.errors import (
 )
 from serving.model_server.signature import Arrays, Signature
 from serving.protos import Message
+
+log = logging.getLogger(__name__)
 
 _DEFAULT = "serving_default"
 _WARM_UP_SIZE = 16  # of every free axis but the first
@@ -36,8 +40,10 @@ class LoadedModel:
     def __init__(self, folder: Path, compute_threads: int) -> None:
         """Load `folder`, and compute once with zeros, so that the first client does not wait for it.
 
-        Raises: LoadError: no SavedModel, half of one, a broken one, or one that fails on zeros.
+        Raises: LoadError: no SavedModel, half of one, a broken one, or one that fails otherwise than by
+            refusing zeros.
         """
+        self._folder = folder
         self._session = tf.compat.v1.Session(
             graph=tf.Graph(),
             config=tf.compat.v1.ConfigProto(
@@ -63,12 +69,11 @@ class LoadedModel:
     def signature(self, name: str) -> Signature:
         """The signature of this name; "" is `serving_default`, as in TensorFlow Serving.
 
-        Raises: UnknownSignatureError: none. UnsupportedError: one that this server can't run.
+        Raises: UnknownSignatureError: none.
         """
         signature = self._signatures.get(name or _DEFAULT)
         if signature is None:
             raise UnknownSignatureError(f'Serving signature key "{name or _DEFAULT}" not found.')
-        signature.check_supported()
         return signature
 
     def run(self, name: str, inputs: Arrays) -> Arrays:
@@ -79,9 +84,12 @@ class LoadedModel:
         signature = self._signatures[name]
         call = self._calls.get(name)
         if call is None:
-            call = self._session.make_callable(
-                [spec.graph_name for spec in signature.outputs.values()],
-                [spec.graph_name for spec in signature.inputs.values()],
+            # Much cheaper than `make_callable`; and shapes are the graph's matter, as in TensorFlow Serving.
+            call = self._session._make_callable_from_options(
+                config_pb2.CallableOptions(
+                    feed=[spec.graph_name for spec in signature.inputs.values()],
+                    fetch=[spec.graph_name for spec in signature.outputs.values()],
+                )
             )
             self._calls[name] = call
         try:
@@ -97,17 +105,23 @@ class LoadedModel:
     def _warm_up(self) -> None:
         try:
             signature = self.signature(_DEFAULT)
+            signature.check_supported()
         except ModelServerError:
             return  # none, or one that is never run here
         zeros: dict[str, NDArray[Any]] = {}
         for key, spec in signature.inputs.items():
-            if spec.shape is None:
+            if spec.shape is None or spec.dtype == object:
                 return  # nothing is known of what it takes
             sizes = [_WARM_UP_SIZE if size is None else size for size in spec.shape]
             if spec.shape and spec.shape[0] is None:
                 sizes[0] = 1
             zeros[key] = np.zeros(sizes, spec.dtype)
-        self.run(_DEFAULT, zeros)
+        try:
+            self.run(_DEFAULT, zeros)
+        except PredictionError as error:
+            if error.status is not grpc.StatusCode.INVALID_ARGUMENT:
+                raise
+            log.info("%s takes no zeros, so it is not warmed up: %s", self._folder, error)
 
 
 def default_compute_threads() -> int:

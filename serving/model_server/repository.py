@@ -1,8 +1,7 @@
-"""The folder of models: which versions lie in `models_dir/<name>/<version>/`, and which should be served."""
+"""The folder of models: which versions lie in `models_dir/<name>/<version>/`."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from pathlib import Path
 
 from tallybook.usage import NAME
@@ -38,11 +37,6 @@ def stamp(folder: Path) -> Stamp:
             continue  # as good as absent
         files.append((str(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     return frozenset(files)
-
-
-def wanted(versions: Collection[int], held_back: Collection[int], keep: int) -> list[int]:
-    """The newest `keep` versions, newest first, passing over those held back because they do not load."""
-    return sorted(set(versions) - set(held_back), reverse=True)[:keep]
 
 
 def _is_version(name: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field
 
 from tallybook.settings import CommonSettings
@@ -18,21 +20,44 @@ class ModelServerSettings(CommonSettings):
         8501,
         ge=0,
         le=65535,
-        description="Port of GET /monitoring/prometheus/metrics, its counters; 0 takes any free one.",
+        description="Port of the REST API and the counters (/monitoring/prometheus/metrics); 0 takes any "
+        "free one.",
     )
     model_server_poll_seconds: float = Field(
-        1.0, gt=0, description="How often models_dir is searched for new versions."
+        1.0, gt=0, description="How often the model config and the folders of models are looked at."
     )
     model_server_versions_kept: int = Field(
         1,
         ge=1,
-        description="How many of a model's newest versions stay loaded, as TensorFlow Serving's latest.",
+        description="How many of a model's newest versions stay loaded where no model config says.",
+    )
+    model_server_labels_need_available: bool = Field(
+        False,
+        description="Refuse a label for a version that is not loaded even when the label is new; "
+        "then a config with labels can't be started with.",
+    )
+    model_server_batching: bool = Field(
+        True, description="Compute the rows of several requests together, where a signature allows it."
+    )
+    model_server_batching_parameters_file: Path | None = Field(
+        None, description="TensorFlow Serving's --batching_parameters_file; comes before the settings below."
     )
     model_server_max_batch_rows: int = Field(64, ge=1, description="Most texts computed in one batch.")
     model_server_max_batch_cells: int = Field(
         16_384,
         ge=1,
         description="Most token places in one batch, padding included; bounds the memory of long texts.",
+    )
+    model_server_batch_seconds: float = Field(
+        0.5,
+        gt=0,
+        description="About the longest time that a batch of several requests may take, by what such batches "
+        "took before; bounds the wait behind one.",
+    )
+    model_server_long_length: int = Field(
+        512,
+        ge=1,
+        description="Longer texts are computed beside the others, so that these do not wait for them.",
     )
     model_server_max_pending: int = Field(
         128, ge=1, description="Most predictions waiting or running; one more is refused as UNAVAILABLE."

@@ -43,7 +43,7 @@ def test_predictions_are_counted_by_model_and_status(models_dir: Path) -> None:
 def test_a_latency_is_in_the_first_bucket_that_is_not_below_it() -> None:
     counters = Counters()
     for microseconds in (3, 10, 10.5, 18, 1e12):
-        counters.count("m", grpc.StatusCode.OK, microseconds / 1e6)
+        counters.count("m", "Predict", "GRPC", grpc.StatusCode.OK, microseconds / 1e6)
     found = samples(counters.exposition())
     below = {limit: found[":tensorflow:serving:request_latency_bucket", "m", "Predict", "GRPC", limit]
              for limit in ("10", "18", "32.4", "+Inf")}  # fmt: skip

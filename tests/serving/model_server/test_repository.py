@@ -1,4 +1,4 @@
-"""What counts as a model and a version, and which versions should be served."""
+"""What counts as a model and a version."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.model_server.repository import find_models, find_versions, stamp, wanted
+from serving.model_server.repository import find_models, find_versions, stamp
 
 
 def test_models_and_versions_are_folders_with_proper_names(tmp_path: Path) -> None:
@@ -24,22 +24,6 @@ def test_models_and_versions_are_folders_with_proper_names(tmp_path: Path) -> No
 def test_a_missing_folder_is_an_error_and_not_an_empty_one(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         find_models(tmp_path / "none")
-
-
-@pytest.mark.parametrize(
-    ("versions", "held_back", "keep", "expected"),
-    [
-        ([1, 2, 10], [], 1, [10]),
-        ([1, 2, 10], [], 2, [10, 2]),
-        ([1, 2, 10], [10], 1, [2]),
-        ([1, 2], [1, 2], 1, []),
-        ([], [], 3, []),
-    ],
-)
-def test_the_newest_versions_that_load_are_wanted(
-    versions: list[int], held_back: list[int], keep: int, expected: list[int]
-) -> None:
-    assert wanted(versions, held_back, keep) == expected
 
 
 def test_a_stamp_changes_with_the_files(tmp_path: Path) -> None:

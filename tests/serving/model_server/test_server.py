@@ -48,8 +48,9 @@ def gate() -> Gate:
 
 @pytest.fixture
 def gated(models_dir: Path, gate: Gate) -> Iterator[tuple[Stubs, ModelServer]]:
-    """A server whose predictions wait for the gate; it takes four at a time."""
-    with running_server(models_dir, gate.load, model_server_max_pending=4) as server:
+    """A server whose predictions wait for the gate, which does not count as slow; it takes four at a time."""
+    patient = {"model_server_max_pending": 4, "model_server_batch_seconds": 1e6}
+    with running_server(models_dir, gate.load, **patient) as server:
         with Stubs(server.address) as stubs:
             yield stubs, server
         gate.open()
@@ -84,34 +85,29 @@ ONES = np.ones((1, 2), np.int32)
         (bad(), {"version": 7}, CODE.NOT_FOUND, f"Servable not found for request: Specific({NAME}, 7)"),
         (bad(), {"name": "none"}, CODE.NOT_FOUND, "Servable not found for request: Latest(none)"),
         (bad(), {"name": "a\nb\x00"}, CODE.NOT_FOUND, "Servable not found for request: Latest(a b\x00)"),
-        (bad(), {"name": ""}, CODE.INVALID_ARGUMENT, "Missing ModelSpec"),
+        (bad(), {"name": ""}, CODE.INVALID_ARGUMENT, "ModelSpec has no name specified."),
         (bad(), {"version_label": "x"}, CODE.INVALID_ARGUMENT, "Unrecognized servable version label: x"),
         (bad(), {"signature_name": "x"}, CODE.FAILED_PRECONDITION, 'Serving signature key "x" not found.'),
         (
             bad(),
             {"signature_name": "__saved_model_init_op"},
-            CODE.UNIMPLEMENTED,
-            "signature '__saved_model_init_op': output '__saved_model_init_op' is invalid, "
-            "which needs the real TensorFlow Serving",
+            CODE.INTERNAL,
+            "Expected prediction signature method_name to be one of {tensorflow/serving/predict, ",
         ),
         (
             bad(attention_mask=None, mask=ONES),
             {},
             CODE.INVALID_ARGUMENT,
-            "inputs do not match signature 'serving_default': missing: attention_mask; unknown: mask",
+            "Signature input alias: attention_mask(feed name: serving_default_attention_mask:0) not found in "
+            "request and no default value provided. Inputs expected to be in the request {input_ids,mask}, ",
         ),
         (
             bad(input_ids=np.ones((1, 2), np.int64)),
             {},
             CODE.INVALID_ARGUMENT,
-            "input 'input_ids' must be int32 [-1, -1], got int64 [1, 2]",
+            "Expects arg[1] to be int32 but int64 is provided",
         ),
-        (
-            bad(input_ids=np.ones(2, np.int32)),
-            {},
-            CODE.INVALID_ARGUMENT,
-            "input 'input_ids' must be int32 [-1, -1], got int32 [2]",
-        ),
+        (bad(input_ids=np.ones(3, np.int32)), {}, CODE.INVALID_ARGUMENT, "Incompatible shapes: [3,2] vs. "),
         (bad(input_ids=np.ones((1, 5), np.int32)), {}, CODE.INVALID_ARGUMENT, "Incompatible shapes"),
         (text(2, 99_999), {}, CODE.INVALID_ARGUMENT, "indices[0,1] = 99999 is not in [0, "),
     ],
@@ -131,7 +127,9 @@ def test_a_tensor_whose_bytes_do_not_fit_its_shape_is_refused(served: Stubs) -> 
     with pytest.raises(grpc.RpcError) as caught:
         served.send(request)
     assert caught.value.code() is CODE.INVALID_ARGUMENT
-    assert caught.value.details() == ("input 'input_ids': int32 [1, 2] takes 8 bytes, tensor_content has 9")
+    assert caught.value.details() == (
+        "tensor parsing error: input_ids: int32 [1, 2] takes 8 bytes, tensor_content has 9"
+    )
 
 
 def test_a_very_long_name_does_not_outgrow_the_answer(served: Stubs) -> None:
@@ -156,7 +154,8 @@ def test_only_the_outputs_asked_for_are_sent(
         served.send(request)
     assert caught.value.code() is code
     assert caught.value.details() == (
-        "output 'logits' is not in signature 'serving_default', which has probabilities"
+        "output tensor alias not found in signature: logits "
+        "Outputs expected to be in the set {probabilities}."
     )
 
 
@@ -185,14 +184,6 @@ def test_the_state_of_versions_is_told(served: Stubs) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             served.status(**unknown)
         assert caught.value.code() is CODE.NOT_FOUND
-
-
-def test_a_method_that_is_not_served_says_so(served: Stubs) -> None:
-    from tensorflow_serving.apis import classification_pb2  # type: ignore[import-untyped]  # ships no types
-
-    with pytest.raises(grpc.RpcError) as caught:
-        served.classify(classification_pb2.ClassificationRequest(), timeout=TIMEOUT_SECONDS)
-    assert caught.value.code() is CODE.UNIMPLEMENTED
 
 
 def test_texts_answered_in_one_batch_are_answered_as_if_alone(

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from serving.model_server.errors import InvalidRequestError, UnsupportedError
+from serving.model_server.errors import InvalidRequestError, ModelServerError, UnsupportedError
 from serving.model_server.signature import Signature
-from serving.protos import get_model_metadata_pb2
+from serving.protos import get_model_metadata_pb2, tensor_of
 
 Shape = tuple[int | None, ...] | None
 
@@ -23,6 +23,7 @@ def signature(inputs: dict[str, Shape], output: Shape = (None, 2)) -> Signature:
     proto = empty_proto()
     for key, shape in inputs.items():
         write(proto.inputs[key], 3, shape)
+        proto.inputs[key].name = "x:0" if key == "attention_mask" else "a:0"
     write(proto.outputs["y"], 1, output)
     return Signature.from_proto("s", proto)
 
@@ -66,38 +67,68 @@ def test_rows_are_joined_only_where_that_changes_nothing(
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        ({}, "missing: attention_mask, input_ids; unknown: none"),
-        ({"input_ids": zeros(1, 3)}, "missing: attention_mask; unknown: none"),
+        (
+            {"input_ids": zeros(1, 3)},
+            "input size does not match signature: 1!=2 len({input_ids}) != len({attention_mask,input_ids}). "
+            "Sent extra: {}. Missing but required: {attention_mask}.",
+        ),
         (
             {"input_ids": zeros(1, 3), "attention_mask": zeros(1, 3), "x": zeros(1)},
-            "missing: none; unknown: x",
+            "input size does not match signature: 3!=2 len({attention_mask,input_ids,x}) != "
+            "len({attention_mask,input_ids}). Sent extra: {x}. Missing but required: {}.",
+        ),
+        (
+            {"input_ids": zeros(1, 3), "mask": zeros(1, 3)},
+            "Signature input alias: attention_mask(feed name: x:0) not found in request and no default value "
+            "provided. Inputs expected to be in the request {input_ids,mask}, or default input alias set: ",
         ),
         (
             {"input_ids": np.zeros((1, 3), np.int64), "attention_mask": zeros(1, 3)},
-            "input 'input_ids' must be int32 [-1, -1], got int64 [1, 3]",
+            "Expects arg[0] to be int32 but int64 is provided",
         ),
         (
-            {"input_ids": zeros(1, 3), "attention_mask": zeros(3)},
-            "input 'attention_mask' must be int32 [-1, -1], got int32 [3]",
+            {"input_ids": zeros(1, 3), "attention_mask": np.zeros((1, 3), np.float32)},
+            "Expects arg[1] to be int32 but float is provided",
         ),
     ],
 )
-def test_inputs_that_do_not_fit_are_named(inputs: dict[str, NDArray[Any]], message: str) -> None:
+def test_inputs_that_are_not_the_signatures_are_told_as_tensorflow_serving_does(
+    inputs: dict[str, NDArray[Any]], message: str
+) -> None:
     with pytest.raises(InvalidRequestError) as caught:
-        TEXT.check_inputs(inputs)
-    assert message in str(caught.value)
+        TEXT.complete(inputs)
+    assert str(caught.value) == message.strip()
 
 
-def test_a_fixed_axis_must_have_its_size() -> None:
+def test_an_input_that_is_left_out_takes_its_default() -> None:
+    proto = empty_proto()
+    for key in ("x", "scale"):
+        write(proto.inputs[key], 3, (None,))
+    proto.defaults["scale"].CopyFrom(tensor_of(np.array([3], np.int32)))
+    signature = Signature.from_proto("s", proto)
+    complete = signature.complete({"x": zeros(2)})
+    assert {key: array.tolist() for key, array in complete.items()} == {"x": [0, 0], "scale": [3]}
+    with pytest.raises(InvalidRequestError, match="Signature input alias: x"):
+        signature.complete({"scale": zeros(1)})
+    with pytest.raises(InvalidRequestError, match="Used request inputs: x, request input: x,y"):
+        signature.complete({"x": zeros(1), "y": zeros(1)})
+
+
+def test_a_shape_is_left_to_the_graph_and_such_a_request_is_computed_alone() -> None:
     images = signature({"pixels": (None, 8, 8)})
-    images.check_inputs({"pixels": zeros(5, 8, 8)})
-    with pytest.raises(InvalidRequestError, match=r"must be int32 \[-1, 8, 8\], got int32 \[5, 8, 9\]"):
-        images.check_inputs({"pixels": zeros(5, 8, 9)})
+    for shape, together in (((5, 8, 8), True), ((5, 8, 9), False), ((8, 8), False)):
+        inputs = images.complete({"pixels": zeros(*shape)})
+        assert (images.batch_key(inputs) is not None) is together
+
+
+def test_what_only_initialises_is_not_predicted_with() -> None:
+    with pytest.raises(ModelServerError, match="Expected prediction signature method_name to be one of"):
+        Signature.from_proto("s", empty_proto()).check_method()
 
 
 @pytest.mark.parametrize(
     ("one", "other", "together"),
-    [(1, 32, True), (32, 33, False), (33, 64, True), (65, 128, True), (128, 129, False), (0, 1, False)],
+    [(1, 32, True), (32, 33, False), (33, 64, True), (65, 128, True), (128, 129, False)],
 )
 def test_lengths_share_a_batch_up_to_a_power_of_two(one: int, other: int, together: bool) -> None:
     keys = [
@@ -120,11 +151,11 @@ def test_without_a_mask_only_equal_shapes_share_a_batch() -> None:
     assert keys[0] == keys[1] != keys[2]
 
 
-@pytest.mark.parametrize("data_type", [7, 0], ids=["string", "none"])
+@pytest.mark.parametrize("data_type", [11, 0], ids=["quantized", "none"])
 def test_a_tensor_of_another_kind_is_left_to_the_real_server(data_type: int) -> None:
     proto = empty_proto()
     write(proto.inputs["text"], data_type, (None,))
-    with pytest.raises(UnsupportedError, match=r"input 'text' is (string|invalid), which needs the real"):
+    with pytest.raises(UnsupportedError, match=r"input 'text' is (qint8|invalid), which needs the real"):
         Signature.from_proto("s", proto).check_supported()
 
 
