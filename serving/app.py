@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask, Response, request
 from werkzeug.exceptions import MethodNotAllowed
 
-from serving import errors, trace
-from serving.routes import analyze, operations
+from serving import errors, openai_errors, trace
+from serving.routes import analyze, operations, v1
 from serving.services import Services, make_services
 from serving.settings import ServingSettings
 
@@ -38,6 +38,7 @@ def build_app(services: Services) -> Flask:
     app.extensions[SERVICES] = services
     app.register_error_handler(Exception, _failed)
     app.register_blueprint(analyze.blueprint(services))
+    app.register_blueprint(v1.blueprint(services))
     app.register_blueprint(operations.blueprint(services))
     app.wsgi_app = _framed(app.wsgi_app, services)  # type: ignore[method-assign, assignment] # as Flask advises
     return app
@@ -61,12 +62,18 @@ def _framed(inner: WSGIApplication, services: Services) -> WSGIApplication:
             current.route = None if rule is None else rule.rule
             return start_response(status, headers, exc_info)
 
-        try:
-            return inner(environ, start)
-        finally:
+        def ended() -> None:
             current.end()
             services.metrics.request(current.route or _UNKNOWN_ROUTE, current.status, current.seconds)
             services.log.write(current.line)
+
+        try:
+            return inner(environ, start)
+        finally:
+            if current.stream is None:
+                ended()
+            else:
+                current.stream.when_ended(ended)
 
     return framed
 
@@ -79,7 +86,10 @@ def _failed(error: Exception) -> Response:
     current.code = code
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         current.reason = message
-    body = errors.render(code, message, current.request_id)
+    if request.path.startswith("/v1/"):
+        body = openai_errors.render(error)
+    else:
+        body = errors.render(code, message, current.request_id)
     response = Response(body, status, content_type="application/json")
     if isinstance(error, MethodNotAllowed) and error.valid_methods:
         response.headers["Allow"] = ", ".join(sorted(error.valid_methods))

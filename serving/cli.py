@@ -17,10 +17,16 @@ from serving.settings import ServingSettings
 @click.option("--workers", type=click.IntRange(1, 64), help="Processes; 1 if no setting says else.")
 @click.option("--threads", type=click.IntRange(1, 1024), help="Requests that a worker handles at once.")
 def serve(**options: Any) -> None:
-    """Serve the API: POST /analyze, and /healthz, /readyz, /metrics."""
+    """Serve the API: POST /analyze, OpenAI's /v1 for the engines in models.toml, and what watches them."""
+    from serving.engine_models import check_engines
+    from serving.engines import EnginesFileError
     from serving.server import serve as run
 
     settings = ServingSettings(**{name: value for name, value in options.items() if value is not None})
+    try:
+        check_engines(settings.engines_file)
+    except EnginesFileError as error:
+        raise click.ClickException(str(error)) from error
     try:
         run(settings)
     except OSError as error:

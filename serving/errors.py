@@ -11,9 +11,14 @@
     │   ├── UnknownFieldError         400 unknown_field
     │   ├── InvalidUserError          400 invalid_user
     │   ├── InvalidProjectError       400 invalid_project
-    │   └── InvalidForwardedForError  400 invalid_forwarded_for
+    │   ├── InvalidForwardedForError  400 invalid_forwarded_for
+    │   ├── InvalidValueError         400 invalid_value
+    │   ├── UnsupportedByModelError   400 unsupported_by_model
+    │   ├── ContextTooLongError       400 context_length_exceeded
+    │   └── RefusedByModelError       400 refused_by_model
     ├── MissingUserError              401 missing_user
     ├── UntrustedCallerError          403 untrusted_caller
+    ├── UnknownModelError             404 model_not_found
     ├── BodyTooLargeError             413 body_too_large
     ├── TextTooLongError              422 text_too_long
     ├── QuotaExceededError            429 quota_… (see serving.quotas)
@@ -22,7 +27,8 @@
     ├── NotReadyError                 503 not_ready
     ├── JournalError                  503 journal_unavailable
     ├── ModelUnavailableError         503 model_unavailable
-    │   └── ModelVersionNotFoundError 503 model_unavailable
+    │   ├── ModelVersionNotFoundError 503 model_unavailable
+    │   └── ModelOverloadedError      503 model_overloaded
     └── ModelTimeoutError             504 model_timeout
 
 Anything else that is raised is a fault of ours: 500 internal_error, logged with its traceback.
@@ -117,6 +123,34 @@ class InvalidForwardedForError(BadRequestError):
     code = "invalid_forwarded_for"
 
 
+class InvalidValueError(BadRequestError):
+    """A field of a request to /v1 is missing, or not what it must be; `param` names it."""
+
+    code = "invalid_value"
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class UnsupportedByModelError(BadRequestError):
+    """The model is not of the kind that this route needs."""
+
+    code = "unsupported_by_model"
+
+
+class ContextTooLongError(BadRequestError):
+    """The prompt and the answer asked for have no room in the model's context; nothing is ever cut."""
+
+    code = "context_length_exceeded"
+
+
+class RefusedByModelError(BadRequestError):
+    """The engine refused the request for what it holds; the message is the engine's."""
+
+    code = "refused_by_model"
+
+
 class MissingUserError(ApiError):
     """Nobody to bill."""
 
@@ -129,6 +163,13 @@ class UntrustedCallerError(ApiError):
 
     status = HTTPStatus.FORBIDDEN
     code = "untrusted_caller"
+
+
+class UnknownModelError(ApiError):
+    """No model of this name is served, or not to this caller."""
+
+    status = HTTPStatus.NOT_FOUND
+    code = "model_not_found"
 
 
 class BodyTooLargeError(ApiError):
@@ -196,6 +237,16 @@ class ModelUnavailableError(ApiError):
 
 class ModelVersionNotFoundError(ModelUnavailableError):
     """The model server no longer serves the version asked for."""
+
+
+class ModelOverloadedError(ModelUnavailableError):
+    """The engine takes no more requests now."""
+
+    code = "model_overloaded"
+
+    def __init__(self, message: str, retry_after_seconds: int) -> None:
+        super().__init__(message)
+        self.headers = {"Retry-After": str(retry_after_seconds)}
 
 
 class ModelTimeoutError(ApiError):

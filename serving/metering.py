@@ -1,4 +1,4 @@
-"""Metering: the usage event of an answered request, in the journal before the answer leaves."""
+"""Metering: the one usage event of a request to a model, in the journal before the answer leaves."""
 
 from __future__ import annotations
 
@@ -6,36 +6,62 @@ import hashlib
 import time
 from dataclasses import MISSING, fields
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from serving.identity import Caller
 from serving.journal import Journal
 from serving.metrics import Metrics
 from serving.settings import ServingSettings
-from serving.tokenization import ModelVersion
 from tallybook.usage import EVENT_TYPE, UsageEvent
 
 SOURCE = "tallybook/api"
+_OPTIONAL = ("model_label", "delivered_tokens", "time_to_first_token_seconds")
 _DEFAULTS = {f.name: f.default for f in fields(UsageEvent) if f.default not in (MISSING, None)}
 _LEAST_WAIT_SECONDS = 1.0  # an answer that is made already is worth another second
 
 
-class Served(NamedTuple):
-    """A request that the model has answered. `started` and `deadline` are of `time.monotonic`.
+class Counted(Protocol):
+    """What answered, and what its tokens are counted with: a version of the catalog, or an engine's model."""
 
-    `model_label`: the label under which the version answered.
+    @property
+    def model(self) -> str:
+        """The name that is billed."""
+        ...
+
+    @property
+    def version_name(self) -> str:
+        """The version that answered."""
+        ...
+
+    @property
+    def tokenizer_fingerprint(self) -> str:
+        """The SHA-256 of the tokenizer."""
+        ...
+
+
+class Served(NamedTuple):
+    """A request that the model was asked, and what came of it. `started`, `deadline`: of `time.monotonic`.
+
+    `model_label`: the label under which the version answered. `delivered_tokens`: None if the client got all
+    that was generated. `usage_estimated`: the tokens are counted by us, since the engine said none.
     """
 
     request_id: str
     caller: Caller
     operation: str
-    version: ModelVersion
+    version: Counted
     text: str
     prompt_tokens: int
     completion_tokens: int
     started: float
     deadline: float
     model_label: str | None = None
+    status: int = 200
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    delivered_tokens: int | None = None
+    usage_estimated: bool = False
+    time_to_first_token_seconds: float | None = None
 
 
 class Meter:
@@ -80,13 +106,18 @@ class Meter:
             "tokenizer_fingerprint": version.tokenizer_fingerprint,
             "prompt_tokens": served.prompt_tokens,
             "completion_tokens": served.completion_tokens,
+            "cached_tokens": served.cached_tokens,
+            "reasoning_tokens": served.reasoning_tokens,
+            "usage_estimated": served.usage_estimated,
             "duration_seconds": round(duration_seconds, 6),
             "client_ip": caller.client_ip,
-            "status": 200,
+            "status": served.status,
             "total_tokens": served.prompt_tokens + served.completion_tokens,
         }
-        if served.model_label is not None:
-            data["model_label"] = served.model_label
+        for name in _OPTIONAL:
+            value = getattr(served, name)
+            if value is not None:
+                data[name] = value
         if self._keeps_hash:
             data["prompt_sha256"] = hashlib.sha256(served.text.encode()).hexdigest()
         if self._prefix:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.catalog import Catalog, ModelServer
+from serving.engine_models import EngineModel, load_engine_models
 from serving.errors import OverloadedError
-from serving.identity import Gatekeeper
+from serving.identity import Caller, Gatekeeper
 from serving.inference import ModelClient
 from serving.journal import Journal
 from serving.logs import Later
@@ -36,6 +37,26 @@ class Model(ModelServer, Protocol):
         ...
 
 
+class Queue:
+    """Places for requests that wait for an engine; who finds none is refused."""
+
+    def __init__(self, places: int) -> None:
+        self._most = places
+        self._places = [None] * places
+
+    @contextmanager
+    def place(self, caller: Caller, model: str, deadline: float) -> Iterator[None]:
+        """One of the places. Raises: OverloadedError."""
+        try:
+            self._places.pop()
+        except IndexError:
+            raise OverloadedError(f"{self._most} requests are under way; no more are taken.") from None
+        try:
+            yield
+        finally:
+            self._places.append(None)
+
+
 @dataclass(frozen=True)
 class Services:
     """One process's parts."""
@@ -50,6 +71,8 @@ class Services:
     meter: Meter
     quotas: Quotas
     places: list[None]
+    engines: Mapping[str, EngineModel]
+    queue: Queue
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -68,9 +91,16 @@ class Services:
         finally:
             self.places.append(None)
 
+    def cut_streams(self) -> None:
+        """End the answers of engines that are under way."""
+        for engine in self.engines.values():
+            engine.upstream.cut_all()
+
     def close(self) -> None:
         """Commit what waits, stop the threads, close the connections."""
         self.catalog.close()
+        for engine in self.engines.values():
+            engine.upstream.close()
         self.journal.close()
         self.model.close()
         self.log.close()
@@ -102,4 +132,6 @@ def make_services(
         meter=Meter(settings, journal, metrics),
         quotas=Unlimited(),
         places=[None] * settings.threads,
+        engines=load_engine_models(settings.engines_file),
+        queue=Queue(settings.engine_requests),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr, field_validator
@@ -27,6 +28,12 @@ class ServingSettings(CommonSettings):
     )
     model: str = Field("review-sentiment", description="Name of the model behind POST /analyze.")
     model_server_address: str = Field("127.0.0.1:8500", description="HOST:PORT of TensorFlow Serving's gRPC.")
+    engines_file: Path = Field(
+        Path("models.toml"), description="The OpenAI-compatible engines behind /v1; none if it is not there."
+    )
+    engine_requests: int = Field(
+        1024, ge=1, le=8192, description="Requests to engines that a worker handles at once; more get 503."
+    )
     version_poll_seconds: float = Field(
         1.0, gt=0, le=3600, description="How often the model server is asked which versions it serves."
     )

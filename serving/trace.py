@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from serving import logs
 from serving.identity import Caller
@@ -14,12 +14,20 @@ _KEY = "tallybook.trace"
 _LONGEST_PATH = 200  # characters of an unknown path in the log; an ellipsis says that there are more
 
 
+class Stream(Protocol):
+    """An answer that goes on after its route has returned."""
+
+    def when_ended(self, call: Callable[[], None]) -> None:
+        """Call this once when the answer is over."""
+        ...
+
+
 class Trace:
     """One request. Its id is the id of its usage event, and never a client's."""
 
     __slots__ = (
         "caller", "code", "completion_tokens", "ended_at", "method", "model_version", "path", "peer",
-        "prompt_tokens", "reason", "request_id", "route", "seconds", "started", "status",
+        "prompt_tokens", "reason", "request_id", "route", "seconds", "started", "status", "stream",
     )  # fmt: skip
 
     def __init__(self, environ: Mapping[str, Any]) -> None:
@@ -34,6 +42,7 @@ class Trace:
         self.model_version: str | None = None
         self.prompt_tokens: int | None = None
         self.completion_tokens: int | None = None
+        self.stream: Stream | None = None
         self.code: str | None = None
         self.reason: str | None = None  # of a failure that is not the client's
         self.ended_at = self.seconds = 0.0

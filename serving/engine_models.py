@@ -1,0 +1,39 @@
+"""The engines of `models.toml`, ready to be asked: each with its tokenizer and its connections."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from serving.engine_tokens import EngineTokenizer
+from serving.engines import Engine, key_of, read_engines
+from serving.upstream import Upstream
+
+
+class EngineModel:
+    """A model that an engine runs. Safe for many threads."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Raises: EnginesFileError."""
+        key = key_of(engine)
+        self.engine = engine
+        self.model = engine.model
+        self.version_name = engine.model_version
+        self.tokenizer = EngineTokenizer(engine)
+        self.tokenizer_fingerprint = self.tokenizer.fingerprint
+        self.upstream = Upstream(
+            engine.addresses, None if key is None else key.get_secret_value(), engine.connect_seconds
+        )
+        self.since = int(time.time())
+
+
+def load_engine_models(file: Path) -> Mapping[str, EngineModel]:
+    """Every engine of a file, by the name that clients ask for. Raises: EnginesFileError."""
+    return {engine.model: EngineModel(engine) for engine in read_engines(file)}
+
+
+def check_engines(file: Path) -> None:
+    """Raises: EnginesFileError: what can be seen without reading the tokenizers."""
+    for engine in read_engines(file):
+        key_of(engine)

@@ -1,0 +1,195 @@
+"""/v1: what OpenAI's clients ask, answered by the engines of `models.toml`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from flask import Blueprint, Response, request
+
+from serving import trace
+from serving.engine_call import EngineCall
+from serving.engine_models import EngineModel
+from serving.engine_tokens import Prompt
+from serving.engine_usage import EngineUsage, as_openai_says, read_usage
+from serving.engines import Kind
+from serving.errors import JournalError, ModelRejectedError, UnknownModelError, UnsupportedByModelError
+from serving.identity import Caller
+from serving.routes.analyze import read_body
+from serving.routes.v1_requests import (
+    Asked,
+    chat_prompt,
+    check_embedding_lengths,
+    document_of,
+    for_engine,
+    generation_of,
+    inputs_of,
+    model_of,
+    most_tokens,
+    room_for_answer,
+)
+from serving.services import Services
+from serving.streaming import Relay, texts_of
+
+_JSON = "application/json"
+_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx: pass on at once
+
+
+def blueprint(services: Services) -> Blueprint:
+    """The routes."""
+    routes = Blueprint("v1", __name__, url_prefix="/v1")
+
+    @routes.post("/chat/completions")
+    def chat() -> Response:
+        caller, document = _begin(services)
+        target = _target(services, model_of(document), "chat")
+        asked = generation_of(document)
+        prompt = chat_prompt(target.tokenizer, document)
+        return _generate(services, caller, target, "chat", "/chat/completions", asked, prompt)
+
+    @routes.post("/completions")
+    def completions() -> Response:
+        caller, document = _begin(services)
+        target = _target(services, model_of(document), "completions")
+        inputs = inputs_of(document, "prompt")
+        asked = generation_of(document, len(inputs))
+        prompt = target.tokenizer.texts(inputs)
+        return _generate(services, caller, target, "text_completion", "/completions", asked, prompt)
+
+    @routes.post("/embeddings")
+    def embeddings() -> Response:
+        caller, document = _begin(services)
+        target = _target(services, model_of(document), "embeddings")
+        prompt = target.tokenizer.texts(inputs_of(document, "input"))
+        check_embedding_lengths(target.engine, prompt)
+        call = _call(services, caller, target, "embeddings", prompt, prompt.tokens)
+        body = for_engine(target.engine, Asked(target.model, document), None)
+        return _whole(call, "/embeddings", body)
+
+    @routes.get("/models")
+    def models() -> Response:
+        services.gatekeeper.identify(request.environ)
+        entries = [_entry(target) for target in services.engines.values()]
+        return Response(orjson.dumps({"object": "list", "data": entries}), content_type=_JSON)
+
+    @routes.get("/models/<name>")
+    def model(name: str) -> Response:
+        services.gatekeeper.identify(request.environ)
+        return Response(orjson.dumps(_entry(_known(services, name))), content_type=_JSON)
+
+    return routes
+
+
+def _begin(services: Services) -> tuple[Caller, dict[str, Any]]:
+    current = trace.of(request.environ)
+    caller = services.gatekeeper.identify(request.environ)
+    current.caller = caller
+    document = document_of(read_body(request.environ, services.settings.max_body_bytes))
+    if services.journal.problem() is not None:
+        raise JournalError("Usage can't be recorded now, so nothing is served.")
+    return caller, document
+
+
+def _known(services: Services, name: str) -> EngineModel:
+    target = services.engines.get(name)
+    if target is None:
+        raise UnknownModelError(f"There is no model {name[:128]!r}; GET /v1/models lists them.")
+    return target
+
+
+def _target(services: Services, name: str, kind: Kind) -> EngineModel:
+    target = _known(services, name)
+    if kind not in target.engine.kinds:
+        kinds = ", ".join(target.engine.kinds)
+        raise UnsupportedByModelError(f"The model {name} is for {kinds}, not for {kind}.")
+    return target
+
+
+def _call(
+    services: Services, caller: Caller, target: EngineModel, operation: str, prompt: Prompt, most: int
+) -> EngineCall:
+    current = trace.of(request.environ)
+    return EngineCall(services, current, caller, target, operation, prompt, most)
+
+
+def _generate(
+    services: Services,
+    caller: Caller,
+    target: EngineModel,
+    operation: str,
+    path: str,
+    asked: Asked,
+    prompt: Prompt,
+) -> Response:
+    most = most_tokens(target.engine, asked, prompt)
+    body = for_engine(target.engine, asked, room_for_answer(target.engine, prompt))
+    call = _call(services, caller, target, operation, prompt, most)
+    if not asked.stream:
+        return _whole(call, path, body)
+    answer = call.ask(path, body)
+    try:
+        relay = call.current.stream = Relay(call, answer, wants_usage=asked.wants_usage)
+    except BaseException as error:
+        call.done(answer)
+        call.failed(error)
+        raise
+    return Response(
+        relay,
+        content_type="text/event-stream; charset=utf-8",
+        headers=_STREAM_HEADERS,
+        direct_passthrough=True,
+    )
+
+
+def _whole(call: EngineCall, path: str, body: bytes) -> Response:
+    """The engine's whole answer, recorded."""
+    answer = call.ask(path, body)
+    try:
+        document = _document(answer.read_all(call.deadline))
+    except BaseException as error:
+        call.failed(error)
+        raise
+    finally:
+        call.done(answer)
+    texts = [text for choice in _choices(document) for text in texts_of(choice, "message")]
+    usage = read_usage(document.get("usage"))
+    estimated = usage is None or (not usage.completion and bool(texts))
+    if usage is None or estimated:
+        usage = call.counted(texts)
+        document["usage"] = _said(usage, embeddings="choices" not in document)
+    document["model"] = call.target.model
+    answered = orjson.dumps(document)
+    call.record(200, usage, estimated=estimated)
+    return Response(answered, content_type=_JSON)
+
+
+def _document(body: bytes) -> dict[str, Any]:
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        document = None
+    if not isinstance(document, dict) or not ("choices" in document or "data" in document):
+        raise ModelRejectedError("The engine of this model answered something that is no answer.")
+    return document
+
+
+def _choices(document: Mapping[str, Any]) -> list[dict[str, Any]]:
+    choices = document.get("choices")
+    return [one for one in choices if isinstance(one, dict)] if isinstance(choices, list) else []
+
+
+def _said(usage: EngineUsage, *, embeddings: bool) -> dict[str, Any]:
+    if embeddings:
+        return {"prompt_tokens": usage.prompt, "total_tokens": usage.prompt}
+    return as_openai_says(usage)
+
+
+def _entry(target: EngineModel) -> dict[str, Any]:
+    return {
+        "id": target.model,
+        "object": "model",
+        "created": target.since,
+        "owned_by": "tallybook",
+        "max_model_len": target.engine.max_context_tokens,
+    }

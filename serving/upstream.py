@@ -1,0 +1,308 @@
+"""HTTP to an engine: kept connections, one request at a time on each, and an answer that is read as it comes.
+
+Written on sockets and the parser of Node (httptools) because it stands in every request: 37 µs of processor
+time for a request and its answer, where http.client takes 215 and urllib3 420 (docs/decisions/0015).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import select
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+import httptools
+
+from serving.errors import ModelRejectedError, ModelTimeoutError, ModelUnavailableError
+
+_READ_BYTES = 16 * 1024
+_MOST_HEAD_BYTES = 64 * 1024
+_MOST_ANSWER_BYTES = 256 << 20
+_IDLE_SECONDS = 4.0  # uvicorn, which most engines run on, closes after 5
+_DOWN_SECONDS = 1.0  # an address that refused is asked last for so long
+
+
+class _StaleError(Exception):
+    """A kept connection that the engine had closed."""
+
+
+class EngineAddress:
+    """One address of an engine and its idle connections. Safe for many threads."""
+
+    def __init__(self, address: str, api_key: str | None, connect_seconds: float) -> None:
+        parts = urlsplit(address)
+        secure = parts.scheme == "https"
+        self.down_until = 0.0
+        self._host = parts.hostname or ""  # never empty: checked when models.toml was read
+        self._port = parts.port or (443 if secure else 80)
+        self._tls = ssl.create_default_context() if secure else None
+        self._connect_seconds = connect_seconds
+        self._idle: deque[tuple[socket.socket, float]] = deque()
+        self._prefix = parts.path.rstrip("/")
+        authorization = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
+        self._head = f" HTTP/1.1\r\nHost: {parts.netloc}\r\n{authorization}"
+
+    def request(self, path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
+        """The bytes of a POST; header values are ours and checked."""
+        more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        head = f"POST {self._prefix}{path}{self._head}{more}Content-Length: {len(body)}\r\n\r\n"
+        return head.encode("ascii") + body
+
+    def kept(self) -> socket.socket | None:
+        """An idle connection that is still open, or None."""
+        while self._idle:
+            try:
+                connection, since = self._idle.pop()  # the youngest
+            except IndexError:
+                return None
+            if time.monotonic() - since < _IDLE_SECONDS and not _readable(connection):
+                return connection
+            connection.close()
+        return None
+
+    def connect(self) -> socket.socket:
+        """A new connection. Raises: OSError."""
+        connection = socket.create_connection((self._host, self._port), self._connect_seconds)
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._tls is not None:
+                return self._tls.wrap_socket(connection, server_hostname=self._host)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def keep(self, connection: socket.socket) -> None:
+        """Take a connection back whose answer was read whole."""
+        self._idle.append((connection, time.monotonic()))
+
+    def close(self) -> None:
+        """Close what is idle."""
+        while self._idle:
+            with contextlib.suppress(IndexError):
+                self._idle.pop()[0].close()
+
+
+class Answer:
+    """An answer that is under way. For one thread at a time; `cut` may come from any.
+
+    `status` and `headers` (names in lower case) are there once made. `ended`: the body was read whole.
+    """
+
+    def __init__(self, address: EngineAddress, connection: socket.socket) -> None:
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.ended = False
+        self.was_cut = False
+        self._address = address
+        self._connection = connection
+        self._head_bytes = 0
+        self._in_body = False
+        self._may_be_kept = False
+        self._parts: list[bytes] = []
+        self._parser = httptools.HttpResponseParser(self)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a byte has come."""
+        return self._head_bytes > 0
+
+    # What the parser calls.
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        self.status = self._parser.get_status_code()
+        self._in_body = self.status >= 200
+        if not self._in_body:  # 100 Continue: the answer proper follows
+            self.headers.clear()
+
+    def on_body(self, data: bytes) -> None:
+        self._parts.append(data)
+
+    def on_message_complete(self) -> None:
+        self.ended = self._in_body
+        self._may_be_kept = self._parser.should_keep_alive()  # the parser only knows now
+
+    def read_head(self, timeout_seconds: float) -> None:
+        """Raises: OSError, ConnectionError: as the socket does; ModelRejectedError: no HTTP."""
+        self._connection.settimeout(timeout_seconds)
+        while not self._in_body:
+            data = self._connection.recv(_READ_BYTES)
+            if not data:
+                raise ConnectionResetError("the engine closed the connection before it answered")
+            self._head_bytes += len(data)
+            if self._head_bytes > _MOST_HEAD_BYTES and not self._parts:
+                raise ModelRejectedError("The engine's answer has a head without end.")
+            self._feed(data)
+
+    def read(self, timeout_seconds: float) -> bytes:
+        """What has come of the body, waiting for more if there is none; empty only if it has ended.
+
+        Raises: TimeoutError: nothing came, and reading may go on. ModelRejectedError: it broke off.
+        """
+        while not self._parts and not self.ended:
+            self._connection.settimeout(timeout_seconds)
+            try:
+                data = self._connection.recv(_READ_BYTES)
+            except TimeoutError:
+                raise
+            except OSError as error:
+                raise ModelRejectedError(f"The engine broke off: {error.strerror or error}.") from error
+            if data:
+                self._feed(data)
+            elif b"content-length" in self.headers or b"transfer-encoding" in self.headers:
+                raise ModelRejectedError("The engine closed the connection in the middle of its answer.")
+            else:
+                self.ended = True
+        taken = b"".join(self._parts)
+        self._parts.clear()
+        return taken
+
+    def read_all(self, deadline: float) -> bytes:
+        """The whole body. Raises: ModelTimeoutError; ModelRejectedError."""
+        whole, size_bytes = [], 0
+        while not self.ended or self._parts:
+            try:
+                whole.append(self.read(max(deadline - time.monotonic(), 0.001)))
+            except TimeoutError:
+                raise ModelTimeoutError("The engine did not answer in time.") from None
+            size_bytes += len(whole[-1])
+            if size_bytes > _MOST_ANSWER_BYTES:
+                raise ModelRejectedError("The engine's answer is without end.")
+        return b"".join(whole)
+
+    def at_hand(self) -> bytes:
+        """What has come already, without waiting for more; empty also after a failure."""
+        if not self.ended and not self._parts and _readable(self._connection):
+            with contextlib.suppress(OSError, ModelRejectedError):
+                return self.read(0.001)
+        taken = b"".join(self._parts)
+        self._parts.clear()
+        return taken
+
+    def cut(self) -> None:
+        """Have the thread that reads this answer see its end now."""
+        self.was_cut = True
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Give the connection back if the answer was read whole; else close it, which cancels the request."""
+        if self._may_be_kept and not self.was_cut and _has_length(self.headers):
+            self._address.keep(self._connection)
+        else:
+            self._connection.close()
+        del self._parser  # it refers to us: a cycle would wait for the garbage collector
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            raise ModelRejectedError("The engine's answer is not HTTP.") from error
+
+
+class Upstream:
+    """All addresses of one engine, asked in turn. Safe for many threads."""
+
+    def __init__(self, addresses: list[str], api_key: str | None, connect_seconds: float) -> None:
+        self._addresses = [EngineAddress(one, api_key, connect_seconds) for one in addresses]
+        self._turn = itertools.count()
+        self._under_way: set[Answer] = set()
+        self._lock = threading.Lock()
+
+    def post(self, path: str, body: bytes, headers: Mapping[str, str], timeout_seconds: float) -> Answer:
+        """Ask, and return when the head of the answer is there. Close the answer in the end.
+
+        Nobody is asked twice, except that a kept connection may turn out to be closed.
+        Raises: ModelUnavailableError: no address takes a connection. ModelTimeoutError. ModelRejectedError.
+        """
+        for address in self._in_turn():
+            kept = address.kept()
+            if kept is not None:
+                with contextlib.suppress(_StaleError):
+                    return self._exchange(address, kept, path, body, headers, timeout_seconds, kept=True)
+            try:
+                connection = address.connect()
+            except OSError:
+                address.down_until = time.monotonic() + _DOWN_SECONDS
+                continue
+            return self._exchange(address, connection, path, body, headers, timeout_seconds, kept=False)
+        raise ModelUnavailableError("The engine of this model can't be reached.")
+
+    def cut_all(self) -> None:
+        """End every answer that is under way."""
+        for answer in list(self._under_way):
+            answer.cut()
+
+    def done(self, answer: Answer) -> None:
+        """Close an answer."""
+        self._under_way.discard(answer)
+        answer.close()
+
+    def close(self) -> None:
+        """Close what is idle."""
+        for address in self._addresses:
+            address.close()
+
+    def _in_turn(self) -> list[EngineAddress]:
+        addresses = self._addresses
+        if len(addresses) == 1:
+            return addresses
+        first = next(self._turn) % len(addresses)
+        now = time.monotonic()
+        turned = addresses[first:] + addresses[:first]
+        return sorted(turned, key=lambda address: address.down_until > now)
+
+    def _exchange(
+        self,
+        address: EngineAddress,
+        connection: socket.socket,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        timeout_seconds: float,
+        *,
+        kept: bool,
+    ) -> Answer:
+        """Send, and read the answer's head.
+
+        Raises: _StaleError: a kept connection was closed before anything came. As `post` does.
+        """
+        answer = Answer(address, connection)
+        self._under_way.add(answer)
+        try:
+            connection.settimeout(timeout_seconds)
+            connection.sendall(address.request(path, body, headers))
+            answer.read_head(timeout_seconds)
+        except TimeoutError:
+            self.done(answer)
+            raise ModelTimeoutError("The engine did not begin to answer in time.") from None
+        except OSError as error:
+            self.done(answer)
+            if kept and not answer.has_begun and not answer.was_cut:
+                raise _StaleError from None
+            raise ModelRejectedError(f"The engine broke off: {error.strerror or error}.") from error
+        except BaseException:
+            self.done(answer)
+            raise
+        return answer
+
+
+def _has_length(headers: Mapping[bytes, bytes]) -> bool:
+    return b"content-length" in headers or b"transfer-encoding" in headers
+
+
+def _readable(connection: socket.socket) -> bool:
+    """Whether there is something to read: on an idle connection that is its end."""
+    if isinstance(connection, ssl.SSLSocket) and connection.pending():
+        return True
+    poll = select.poll()
+    poll.register(connection, select.POLLIN | select.POLLHUP | select.POLLERR)
+    return bool(poll.poll(0))

@@ -1,0 +1,145 @@
+"""/v1 as it is run: real Granian workers, before a stand-in for an engine."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.apis import USER, ApiProcess, events_in
+from tests.engines import MODEL, StandInEngine, chunk, stand_in_engine, streamed, usage_chunk, write_engines
+from tests.modelservers import wait_until
+from tests.serving.test_v1 import HELLO, events_of
+
+STREAMS = 100
+
+
+@contextmanager
+def running(tmp_path: Path, **settings: str) -> Iterator[tuple[ApiProcess, StandInEngine]]:
+    """The API as a process, before a stand-in; the model of /analyze is not there."""
+    with stand_in_engine() as engine:
+        file = write_engines(tmp_path, {"addresses": [engine.address]})
+        api = ApiProcess(tmp_path, tmp_path, "127.0.0.1:9", None, engines_file=str(file), **settings)
+        try:
+            assert api.process.stdout is not None
+            assert api.process.stdout.readline(), api.log.read_text()
+            yield api, engine
+        finally:
+            api.kill()
+
+
+CLIENT = httpx.Client(limits=httpx.Limits(max_connections=None), timeout=30, verify=False)  # noqa: S501
+
+
+def stream(api: ApiProcess) -> Any:
+    """A streamed chat; a context manager."""
+    body = {"model": MODEL, "messages": HELLO, "stream": True}
+    return CLIENT.stream("POST", f"{api.address}/v1/chat/completions", json=body, headers=USER)
+
+
+def endless(engine: StandInEngine) -> Any:
+    """A script that says a word a second until it is left."""
+
+    def script(asked: object) -> Iterator[bytes]:
+        yield from streamed(chunk("one"), done=False, end=False)
+        for number in range(3000):
+            engine.was_left.wait(0.01)
+            yield b"" if number % 100 else list(streamed(chunk(" more"), done=False, end=False))[1]
+
+    return script
+
+
+def test_a_client_that_leaves_is_noticed_and_the_engine_is_told(tmp_path: Path) -> None:
+    with running(tmp_path) as (api, engine):
+
+        def script(asked: object) -> Iterator[bytes]:
+            yield from streamed(chunk("one "), done=False, end=False)
+            for _ in range(3000):
+                engine.was_left.wait(0.01)
+                yield list(streamed(chunk("more "), done=False, end=False))[1]
+
+        engine.script = script
+        with stream(api) as answer:
+            assert b"one" in next(answer.iter_raw())
+        assert engine.was_left.wait(30)
+        [event] = wait_until(lambda: events_in(api.journal_dir))
+        assert (event.status, event.usage_estimated) == (499, True)
+        assert event.delivered_tokens is not None
+        assert event.delivered_tokens <= event.completion_tokens
+        assert event.completion_tokens >= 1
+
+
+def test_chunks_arrive_one_by_one(tmp_path: Path) -> None:
+    with running(tmp_path) as (api, engine):
+        words = ["one ", "two ", "three "]
+        turn: list[bytes] = []
+
+        def arrived(pieces: int) -> bool:
+            return len(turn) >= pieces
+
+        def script(asked: object) -> Iterator[bytes]:
+            first, *others = streamed(*map(chunk, words), usage_chunk())
+            yield first
+            for number, piece in enumerate(others):
+                wait_until(partial(arrived, min(number, len(words))))
+                yield piece
+
+        engine.script = script
+        with stream(api) as answer:
+            turn.extend(answer.iter_raw())  # one after the other, while the engine waits for them
+        assert len(turn) >= len(words) + 1
+        assert events_of(b"".join(turn))[-1] == "[DONE]"
+
+
+def test_a_stop_ends_streams_in_time_and_bills_what_they_had(tmp_path: Path) -> None:
+    with running(tmp_path, deadline_seconds="0.5") as (api, engine):
+        engine.script = endless(engine)
+        with stream(api) as answer:
+            pieces = answer.iter_raw()
+            got = next(pieces)
+            api.process.send_signal(signal.SIGTERM)
+            got += b"".join(pieces)
+        assert events_of(got)[-1]["error"]["code"] == "overloaded"
+        assert api.process.wait(30) == 0
+        [event] = events_in(api.journal_dir)
+        assert event.status == 503
+        assert 1 <= event.completion_tokens <= 3
+
+
+def test_many_streams_are_held_and_other_requests_answered_beside_them(tmp_path: Path) -> None:
+    with running(tmp_path, engine_requests=str(STREAMS)) as (api, engine), ExitStack() as stack:
+        engine.script = endless(engine)
+        answers = [stack.enter_context(stream(api)).iter_raw() for _ in range(STREAMS)]
+        assert all(b"one" in next(answer) for answer in answers)
+        assert httpx.get(f"{api.address}/healthz").status_code == 200
+        with stream(api) as one_too_many:
+            assert one_too_many.status_code == 503
+        stack.close()
+        wait_until(lambda: len(events_in(api.journal_dir)) == STREAMS)
+        assert {event.status for event in events_in(api.journal_dir)} == {499}
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        ("engines = 5", "engines_invalid"),
+        ("[[engines]", "engines_invalid"),
+        ("[[engines]]\nmodel = 'a'\nprice = 5", "engines_invalid"),
+    ],
+)
+def test_a_bad_file_of_engines_is_told_at_the_start(tmp_path: Path, content: str, code: str) -> None:
+    file = tmp_path / "models.toml"
+    file.write_text(content)
+    ran = subprocess.run(
+        [sys.executable, "-m", "tallybook.cli", "serve"],
+        capture_output=True, text=True, timeout=60, cwd=tmp_path,
+    )  # fmt: skip
+    assert ran.returncode == 1
+    assert code in ran.stderr
+    assert "models.toml" in ran.stderr

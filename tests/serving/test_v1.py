@@ -1,0 +1,274 @@
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.apis import USER, Api, running_app
+from tests.engines import (
+    MODEL,
+    StandInEngine,
+    chunk,
+    completion,
+    stand_in_engine,
+    streamed,
+    usage,
+    usage_chunk,
+    whole,
+    write_engines,
+)
+
+HELLO = [{"role": "user", "content": "how are you"}]  # <user> how are you </> <assistant>: 6 tokens
+PROMPT_TOKENS = 6
+
+
+class Gateway:
+    """The API before a stand-in for an engine."""
+
+    def __init__(self, api: Api, engine: StandInEngine) -> None:
+        self.api = api
+        self.engine = engine
+
+    def post(self, path: str, **body: Any) -> Any:
+        """POST as user-a."""
+        return self.api.client.post(f"/v1{path}", json={"model": MODEL, **body}, headers=USER)
+
+    def chat(self, **body: Any) -> Any:
+        """A chat."""
+        return self.post("/chat/completions", **{"messages": HELLO, **body})
+
+    def stream(self, **body: Any) -> list[Any]:
+        """The events of a streamed chat."""
+        answer = self.chat(stream=True, **body)
+        assert answer.status_code == 200, answer.data
+        return events_of(answer.data)
+
+
+def events_of(data: bytes) -> list[Any]:
+    """The data of server-sent events: objects, and `[DONE]`."""
+    payloads = [event.removeprefix(b"data: ") for event in data.split(b"\n\n") if event.startswith(b"data")]
+    return ["[DONE]" if payload == b"[DONE]" else json.loads(payload) for payload in payloads]
+
+
+@contextmanager
+def running_gateway(tmp_path: Path, **entry: Any) -> Iterator[Gateway]:
+    """The API before a stand-in."""
+    with stand_in_engine() as engine:
+        file = write_engines(tmp_path, {"addresses": [engine.address], **entry})
+        with running_app(tmp_path, engines_file=file) as api:
+            yield Gateway(api, engine)
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[Gateway]:
+    with running_gateway(tmp_path) as running:
+        yield running
+
+
+def test_a_chat_is_passed_on_answered_and_recorded(gateway: Gateway) -> None:
+    gateway.engine.script = lambda asked: whole(
+        completion(
+            "very well",
+            usage(
+                20,
+                9,
+                prompt_tokens_details={"cached_tokens": 16},
+                completion_tokens_details={"reasoning_tokens": 7},
+            ),
+        )
+    )
+    answer = gateway.chat(temperature=0.5)
+    assert answer.status_code == 200
+    document = answer.get_json()
+    assert document["model"] == MODEL
+    assert document["choices"][0]["message"]["content"] == "very well"
+    assert document["usage"]["total_tokens"] == 29
+    [asked] = gateway.engine.asked
+    assert asked.line == "POST /v1/chat/completions HTTP/1.1"
+    assert asked.body == {"model": "name-there", "messages": HELLO, "temperature": 0.5}
+    [event] = gateway.api.events()
+    assert event.id == answer.headers["X-Request-ID"]
+    assert (event.operation, event.model, event.model_version) == ("chat", MODEL, "2026-11")
+    assert (event.prompt_tokens, event.completion_tokens) == (20, 9)
+    assert (event.cached_tokens, event.reasoning_tokens) == (16, 7)
+    assert (event.status, event.usage_estimated, event.delivered_tokens) == (200, False, None)
+
+
+@pytest.mark.parametrize("said", [{}, {"prompt_tokens": 0, "completion_tokens": 0}, {"prompt_tokens": "7"}])
+def test_usage_that_the_engine_does_not_say_is_counted_and_marked(
+    gateway: Gateway, said: dict[str, Any]
+) -> None:
+    gateway.engine.script = lambda asked: whole(completion("one two three four", said))
+    answer = gateway.chat().get_json()
+    assert answer["usage"]["prompt_tokens"] == PROMPT_TOKENS
+    assert answer["usage"]["completion_tokens"] == 4
+    [event] = gateway.api.events()
+    assert (event.prompt_tokens, event.completion_tokens, event.usage_estimated) == (PROMPT_TOKENS, 4, True)
+
+
+def test_completions_of_several_prompts(gateway: Gateway) -> None:
+    choices = [{"index": number, "text": "four words and more"} for number in range(2)]
+    gateway.engine.script = lambda asked: whole({"object": "text_completion", "choices": choices})
+    answer = gateway.post("/completions", prompt=["one two", [5, 6, 7]])
+    assert answer.get_json()["usage"]["total_tokens"] == 5 + 8
+    [event] = gateway.api.events()
+    assert (event.operation, event.prompt_tokens, event.completion_tokens) == ("text_completion", 5, 8)
+
+
+@pytest.mark.parametrize(("said", "tokens"), [({"prompt_tokens": 9, "total_tokens": 9}, 9), (None, 4)])
+def test_embeddings(gateway: Gateway, said: object, tokens: int) -> None:
+    data = [{"object": "embedding", "index": 0, "embedding": [0.5, 0.25]}]
+    gateway.engine.script = lambda asked: whole({"object": "list", "data": data, "usage": said})
+    answer = gateway.post("/embeddings", input=["one two", "three four"]).get_json()
+    assert answer["data"] == data
+    assert answer["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+    [event] = gateway.api.events()
+    assert (event.operation, event.prompt_tokens, event.completion_tokens) == ("embeddings", tokens, 0)
+    assert event.usage_estimated is (said is None)
+
+
+def test_models_are_listed(gateway: Gateway) -> None:
+    listed = gateway.api.client.get("/v1/models", headers=USER).get_json()
+    assert [one["id"] for one in listed["data"]] == [MODEL]
+    assert gateway.api.client.get(f"/v1/models/{MODEL}", headers=USER).get_json() == listed["data"][0]
+    unknown = gateway.api.client.get("/v1/models/other", headers=USER)
+    assert (unknown.status_code, unknown.get_json()["error"]["code"]) == (404, "model_not_found")
+    assert gateway.api.client.get("/v1/models").status_code == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code", "param"),
+    [
+        ("/chat/completions", {"model": "other"}, 404, "model_not_found", None),
+        ("/chat/completions", {"model": 5}, 400, "invalid_value", "model"),
+        ("/chat/completions", {"messages": []}, 400, "invalid_value", "messages"),
+        ("/chat/completions", {"messages": [{"role": 1}]}, 400, "invalid_value", "messages[0].role"),
+        ("/chat/completions", {"max_tokens": 0}, 400, "invalid_value", "max_tokens"),
+        ("/chat/completions", {"max_tokens": 1001}, 400, "invalid_value", "max_tokens"),
+        ("/chat/completions", {"n": 129}, 400, "invalid_value", "n"),
+        ("/chat/completions", {"stream": "yes"}, 400, "invalid_value", "stream"),
+        ("/chat/completions", {"stream_options": {}}, 400, "invalid_value", "stream_options"),
+        (
+            "/chat/completions",
+            {"messages": [{"role": "user", "content": "a " * 1000}]},
+            400,
+            "context_length_exceeded",
+            None,
+        ),
+        ("/completions", {"prompt": ""}, 400, "invalid_value", "prompt"),
+        ("/completions", {"prompt": [["a"]]}, 400, "invalid_value", "prompt"),
+        ("/embeddings", {"input": "a " * 1001}, 400, "context_length_exceeded", None),
+        ("/nothing", {}, 404, "not_found", None),
+    ],
+)
+def test_bad_input_is_refused_in_the_form_of_openai_and_not_metered(
+    gateway: Gateway, path: str, body: dict[str, Any], status: int, code: str, param: str | None
+) -> None:
+    answer = gateway.post(path, **({"messages": HELLO} | body))
+    error = answer.get_json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert (answer.status_code, error["code"], error["param"]) == (status, code, param)
+    assert gateway.engine.asked == []
+    assert gateway.api.events() == []
+
+
+def test_a_model_is_asked_only_what_it_is_for(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, kinds=["embeddings"]) as gateway:
+        answer = gateway.chat()
+        assert (answer.status_code, answer.get_json()["error"]["code"]) == (400, "unsupported_by_model")
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "code"),
+    [
+        (whole({"error": {"message": "too hot"}}, 400), 400, "refused_by_model"),
+        (whole({"detail": "no such token"}, 422), 400, "refused_by_model"),
+        (whole({"error": "who are you"}, 401), 502, "model_rejected"),
+        (whole(b"<html>", 404), 502, "model_rejected"),
+        (whole({}, 429, "Retry-After: 17\r\n"), 503, "model_overloaded"),
+        (whole({}, 500), 502, "model_rejected"),
+        (whole({}, 504), 504, "model_timeout"),
+        (whole(b"not JSON"), 502, "model_rejected"),
+        (whole([1]), 502, "model_rejected"),
+        (whole({"error": {"message": "failed"}}), 502, "model_rejected"),
+        ([b"SSH-2.0-OpenSSH_9\r\n\r\n"], 502, "model_rejected"),
+        ([b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"], 502, "model_rejected"),
+        ([b"HTTP/1.1 200 OK\r\n" + b"X-A: b\r\n" * 20_000], 502, "model_rejected"),
+        ([], 502, "model_rejected"),
+    ],
+)
+def test_what_an_engine_does_wrong_costs_nothing_and_is_recorded_once(
+    gateway: Gateway, said: list[bytes], status: int, code: str
+) -> None:
+    def script(asked: object) -> Iterator[bytes]:
+        yield from said
+        if code == "model_rejected" and len(said) < 2:
+            raise EOFError  # closes the connection
+
+    gateway.engine.script = script
+    answer = gateway.chat()
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (status, code)
+    [event] = gateway.api.events()
+    assert (event.status, event.total_tokens) == (status, 0)
+    assert event.id == answer.headers["X-Request-ID"]
+    if code == "model_overloaded":
+        assert answer.headers["Retry-After"] == "17"
+    assert len(gateway.engine.asked) == 1
+
+
+def test_an_engine_that_is_away_is_a_503(gateway: Gateway) -> None:
+    gateway.engine.close()
+    answer = gateway.chat()
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (503, "model_unavailable")
+    [event] = gateway.api.events()
+    assert (event.status, event.total_tokens) == (503, 0)
+
+
+def test_an_engine_that_does_not_answer_in_time_is_left(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, first_token_seconds=0.05) as gateway:
+
+        def script(asked: object) -> Iterator[bytes]:
+            gateway.engine.was_left.wait(30)
+            yield b""
+
+        gateway.engine.script = script
+        answer = gateway.chat()
+        assert (answer.status_code, answer.get_json()["error"]["code"]) == (504, "model_timeout")
+        [event] = gateway.api.events()
+        assert (event.status, event.total_tokens) == (504, 0)
+        gateway.engine.was_left.set()
+
+
+def test_a_limit_that_the_client_does_not_name_is_the_operators(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, max_output_tokens=50) as gateway:
+        gateway.chat()
+        gateway.chat(max_completion_tokens=40)
+        assert [asked.body.get("max_tokens") for asked in gateway.engine.asked] == [50, None]
+        assert gateway.chat(max_tokens=51).status_code == 400
+
+
+def test_the_key_of_the_engine_comes_from_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CHAT_KEY", "sk-there")
+    with running_gateway(tmp_path, api_key_variable="CHAT_KEY") as gateway:
+        gateway.chat()
+        assert gateway.engine.asked[0].headers["authorization"] == "Bearer sk-there"
+
+
+def test_no_engine_is_asked_when_usage_can_not_be_recorded(gateway: Gateway) -> None:
+    gateway.api.services.journal.close()
+    answer = gateway.chat()
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (503, "journal_unavailable")
+    assert gateway.engine.asked == []
+
+
+def test_connections_to_the_engine_are_kept(gateway: Gateway) -> None:
+    for _ in range(3):
+        gateway.chat()
+    gateway.engine.script = lambda asked: streamed(chunk("a"), usage_chunk())
+    gateway.stream()
+    gateway.stream()
+    assert gateway.engine.connections == 1
