@@ -237,6 +237,7 @@ def main(arguments: Sequence[str]) -> None:
         model=NAME,
         models_dir=Path(models_dir),
         journal_dir=Path(folder) / f"journal-{view}",
+        access_url=f"sqlite:///{folder}/access-{view}.db",
         model_server_address=model_server,
     )
     serve(settings, partial(_make_app, view))

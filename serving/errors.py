@@ -15,16 +15,24 @@
     │   ├── InvalidValueError         400 invalid_value
     │   ├── UnsupportedByModelError   400 unsupported_by_model
     │   ├── ContextTooLongError       400 context_length_exceeded
-    │   └── RefusedByModelError       400 refused_by_model
+    │   ├── RefusedByModelError       400 refused_by_model
+    │   └── InvalidRequestError       400 invalid_request
     ├── MissingUserError              401 missing_user
+    ├── InvalidKeyError               401 invalid_api_key
+    ├── ExpiredKeyError               401 api_key_expired
     ├── UntrustedCallerError          403 untrusted_caller
     ├── UnknownModelError             404 model_not_found
+    ├── ContradictionError            403 caller_contradicted
+    ├── RefusedNetworkError           403 network_refused
+    ├── ModelNotAllowedError          403 model_not_allowed
+    ├── UnknownKeyError               404 unknown_api_key
     ├── BodyTooLargeError             413 body_too_large
     ├── TextTooLongError              422 text_too_long
     ├── QuotaExceededError            429 quota_… (see serving.quotas)
     ├── ModelRejectedError            502 model_rejected
     ├── OverloadedError               503 overloaded
     ├── NotReadyError                 503 not_ready
+    ├── AccessUnavailableError        503 access_unavailable
     ├── JournalError                  503 journal_unavailable
     ├── ModelUnavailableError         503 model_unavailable
     │   ├── ModelVersionNotFoundError 503 model_unavailable
@@ -151,11 +159,31 @@ class RefusedByModelError(BadRequestError):
     code = "refused_by_model"
 
 
+class InvalidRequestError(BadRequestError):
+    """What is asked for can't be."""
+
+    code = "invalid_request"
+
+
 class MissingUserError(ApiError):
     """Nobody to bill."""
 
     status = HTTPStatus.UNAUTHORIZED
     code = "missing_user"
+
+
+class InvalidKeyError(ApiError):
+    """The API key is not one of ours, or not any more."""
+
+    status = HTTPStatus.UNAUTHORIZED
+    code = "invalid_api_key"
+    headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
+
+
+class ExpiredKeyError(InvalidKeyError):
+    """The API key's time is over."""
+
+    code = "api_key_expired"
 
 
 class UntrustedCallerError(ApiError):
@@ -170,6 +198,34 @@ class UnknownModelError(ApiError):
 
     status = HTTPStatus.NOT_FOUND
     code = "model_not_found"
+
+
+class ContradictionError(ApiError):
+    """X-User-ID or X-Project-ID says else than the API key, which may not act for others."""
+
+    status = HTTPStatus.FORBIDDEN
+    code = "caller_contradicted"
+
+
+class RefusedNetworkError(ApiError):
+    """The API key, or the model, may not be used from the client's address."""
+
+    status = HTTPStatus.FORBIDDEN
+    code = "network_refused"
+
+
+class ModelNotAllowedError(ApiError):
+    """The API key is not for this model."""
+
+    status = HTTPStatus.FORBIDDEN
+    code = "model_not_allowed"
+
+
+class UnknownKeyError(ApiError):
+    """No API key has this id, or it was revoked."""
+
+    status = HTTPStatus.NOT_FOUND
+    code = "unknown_api_key"
 
 
 class BodyTooLargeError(ApiError):
@@ -219,6 +275,13 @@ class NotReadyError(ApiError):
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "not_ready"
+
+
+class AccessUnavailableError(ApiError):
+    """The store of keys and grants can't be reached."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    code = "access_unavailable"
 
 
 class JournalError(ApiError):

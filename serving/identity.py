@@ -1,26 +1,32 @@
-"""Who is asking: user, project, department and address of a request, from headers that are believed.
+"""Who is asking: user, project, department and address of a request, from its API key or believed headers.
 
-X-User-ID is believed from a peer in a trusted network, or with the gateway's secret. The address of the
-client is the peer's, unless the peer is a trusted proxy: then it is the last hop in X-Forwarded-For that is
-not one. A trusted proxy that sends something else than addresses is refused, for a guess would end up in
-the audit.
+A request with an API key is its key's, whatever network it comes from; a header that says else is refused,
+unless the key may act for others. Without a key X-User-ID is believed from a peer in a trusted network, or
+with the gateway's secret. The address of the client is the peer's, unless the peer is a trusted proxy: then
+it is the last hop in X-Forwarded-For that is not one. A trusted proxy that sends something else than
+addresses is refused, for a guess would end up in the audit.
 """
 
 from __future__ import annotations
 
 import hmac
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple
 
 from serving.errors import (
+    ContradictionError,
     InvalidForwardedForError,
+    InvalidKeyError,
     InvalidProjectError,
     InvalidUserError,
     MissingUserError,
+    ModelNotAllowedError,
+    RefusedNetworkError,
     UntrustedCallerError,
 )
+from serving.keys import Key
 from serving.settings import Network, ServingSettings
 from tallybook.usage import NAME
 
@@ -33,6 +39,8 @@ class Caller(NamedTuple):
     department: str
     client_ip: str
     api_key_id: str | None = None  # of the key that it came with
+    models: frozenset[str] | None = None  # that the key is for; None: every model
+    approver: bool = False  # whether the key may decide about overage
 
 
 class _Address(NamedTuple):
@@ -44,7 +52,9 @@ class _Address(NamedTuple):
 class Gatekeeper:
     """Reads the caller of a request; the settings decide whose word counts."""
 
-    def __init__(self, settings: ServingSettings) -> None:
+    def __init__(self, settings: ServingSettings, key_of: Callable[[str], Key]) -> None:
+        """`key_of` gives the live key with a secret, or raises an ApiError; see `serving.access`."""
+        self._key_of = key_of
         self._trusted_networks = settings.trusted_networks
         self._trusted_proxies = settings.trusted_proxies
         secret = settings.gateway_secret
@@ -52,29 +62,68 @@ class Gatekeeper:
         self._default_project = settings.default_project
         self._default_department = settings.default_department
         self._departments = settings.project_departments
+        self._model_networks = settings.model_networks
         self._address = lru_cache(maxsize=4096)(self._examine)
 
     def identify(self, environ: Mapping[str, Any]) -> Caller:
         """The caller of the request with this WSGI environment.
 
-        Raises: UntrustedCallerError, MissingUserError, InvalidUserError, InvalidProjectError,
-            InvalidForwardedForError.
+        Raises: InvalidKeyError, ExpiredKeyError, ContradictionError, RefusedNetworkError,
+            AccessUnavailableError, UntrustedCallerError, MissingUserError, InvalidUserError,
+            InvalidProjectError, InvalidForwardedForError.
         """
         peer = self._peer(environ)
+        authorization = environ.get("HTTP_AUTHORIZATION")
+        if authorization is not None:
+            return self._by_key(authorization, peer, environ)
         if not peer.may_name_users and not self._knows_the_secret(environ):
             raise UntrustedCallerError(
-                f"X-User-ID is not believed from {peer.text}: it needs a gateway's X-Gateway-Secret."
+                f"X-User-ID is not believed from {peer.text}: it needs an API key, or a gateway's secret."
             )
         user = environ.get("HTTP_X_USER_ID")
         if user is None:
             raise MissingUserError("The header X-User-ID is missing.")
-        if not NAME.fullmatch(user):
-            raise InvalidUserError("X-User-ID must be 1-128 of letters, digits and ._@:-")
         project = environ.get("HTTP_X_PROJECT_ID", self._default_project)
-        if not NAME.fullmatch(project):
-            raise InvalidProjectError("X-Project-ID must be 1-128 of letters, digits and ._@:-")
-        department = self._departments.get(project, self._default_department)
-        return Caller(user, project, department, self._client_ip(peer, environ))
+        _check_names(user, project)
+        return Caller(user, project, self._department(project), self._client_ip(peer, environ))
+
+    def check_model(self, caller: Caller, model: str) -> None:
+        """Whether the caller may use a model. Raises: ModelNotAllowedError, RefusedNetworkError."""
+        if caller.models is not None and model not in caller.models:
+            raise ModelNotAllowedError(f"The API key is not for the model {model}.")
+        networks = self._model_networks.get(model)
+        if networks is not None and not _lies_in(ip_address(caller.client_ip), networks):
+            raise RefusedNetworkError(f"The model {model} may not be used from {caller.client_ip}.")
+
+    def may_use(self, caller: Caller, model: str) -> bool:
+        """Whether `check_model` would pass."""
+        try:
+            self.check_model(caller, model)
+        except (ModelNotAllowedError, RefusedNetworkError):
+            return False
+        return True
+
+    def _by_key(self, authorization: str, peer: _Address, environ: Mapping[str, Any]) -> Caller:
+        scheme, _, secret = authorization.partition(" ")
+        if scheme.lower() != "bearer":
+            raise InvalidKeyError("Authorization must be Bearer and an API key.")
+        key = self._key_of(secret.strip())
+        client_ip = self._client_ip(peer, environ)
+        if key.networks is not None and not _lies_in(ip_address(client_ip), key.networks):
+            raise RefusedNetworkError(f"The API key may not be used from {client_ip}.")
+        user = environ.get("HTTP_X_USER_ID", key.user)
+        project = environ.get("HTTP_X_PROJECT_ID", key.project)
+        department = key.department
+        if user != key.user or project != key.project:
+            if not key.for_others:
+                raise ContradictionError(f"The API key is {key.user}'s in {key.project}, and no one else's.")
+            _check_names(user, project)
+            department = key.department if project == key.project else None
+        department = department or self._department(project)
+        return Caller(user, project, department, client_ip, key.id, key.models, key.approver)
+
+    def _department(self, project: str) -> str:
+        return self._departments.get(project, self._default_department)
 
     def _peer(self, environ: Mapping[str, Any]) -> _Address:
         try:
@@ -115,6 +164,13 @@ class Gatekeeper:
             may_name_users=_lies_in(address, self._trusted_networks),
             is_proxy=_lies_in(address, self._trusted_proxies),
         )
+
+
+def _check_names(user: str, project: str) -> None:
+    if not NAME.fullmatch(user):
+        raise InvalidUserError("X-User-ID must be 1-128 of letters, digits and ._@:-")
+    if not NAME.fullmatch(project):
+        raise InvalidProjectError("X-Project-ID must be 1-128 of letters, digits and ._@:-")
 
 
 def _lies_in(address: IPv4Address | IPv6Address, networks: tuple[Network, ...]) -> bool:

@@ -118,6 +118,8 @@ class Meter:
             value = getattr(served, name)
             if value is not None:
                 data[name] = value
+        if caller.api_key_id is not None:
+            data["api_key_id"] = caller.api_key_id
         if self._keeps_hash:
             data["prompt_sha256"] = hashlib.sha256(served.text.encode()).hexdigest()
         if self._prefix:

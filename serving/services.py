@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from serving.access import Access
 from serving.catalog import Catalog, ModelServer
 from serving.engine_models import EngineModel, load_engine_models
 from serving.errors import OverloadedError
@@ -64,6 +65,7 @@ class Services:
     settings: ServingSettings
     log: Later
     metrics: Metrics
+    access: Access
     gatekeeper: Gatekeeper
     model: Model
     catalog: Catalog
@@ -101,6 +103,7 @@ class Services:
         self.catalog.close()
         for engine in self.engines.values():
             engine.upstream.close()
+        self.access.close()
         self.journal.close()
         self.model.close()
         self.log.close()
@@ -115,11 +118,13 @@ def make_services(
         model = ModelClient(settings.model_server_address)
     if journal is None:
         journal = Journal(settings.journal_dir, settings.journal_segment_bytes, metrics.commit)
+    access = Access(settings.access_url, settings.access_poll_seconds, settings.access_stale_seconds)
     return Services(
         settings=settings,
         log=Later(),
         metrics=metrics,
-        gatekeeper=Gatekeeper(settings),
+        access=access,
+        gatekeeper=Gatekeeper(settings, access.key),
         model=model,
         catalog=Catalog(
             model,

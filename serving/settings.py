@@ -48,6 +48,19 @@ class ServingSettings(CommonSettings):
     trusted_proxies: tuple[Network, ...] = Field(
         (), description="Peers in these networks are believed about X-Forwarded-For."
     )
+    model_networks: dict[str, tuple[Network, ...]] = Field(
+        default_factory=dict, description="Networks that a model may be used from, by the model's name."
+    )
+    access_url: str = Field(
+        "sqlite:///var/access.db",
+        description="SQLAlchemy URL of the gateway's own store: keys, limits, grants, idempotent answers.",
+    )
+    access_poll_seconds: float = Field(
+        1.0, gt=0, le=60, description="How often a worker looks for changes of keys, limits and grants."
+    )
+    access_stale_seconds: float = Field(
+        300.0, gt=0, description="How long keys hold while the store is away; then requests with one get 503."
+    )
     default_project: str = Field("default", description="Project of a request without X-Project-ID.")
     default_department: str = Field("default", description="Department of a project that has none.")
     project_departments: dict[str, str] = Field(

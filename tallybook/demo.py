@@ -112,6 +112,7 @@ def _environment(folder: Path, language: str) -> dict[str, str]:
         "TALLYBOOK_MODELS_DIR": str(folder / "models"),
         "TALLYBOOK_TRAINING_DIR": str(folder / "training"),
         "TALLYBOOK_JOURNAL_DIR": str(folder / "journal"),
+        "TALLYBOOK_ACCESS_URL": f"sqlite:///{folder / 'access.db'}",
         "TALLYBOOK_LEDGER_URL": f"sqlite:///{folder / 'ledger.db'}",
         "TALLYBOOK_PRICES_FILE": str(Path("prices.toml").absolute()),
         "TALLYBOOK_REPORTS_DIR": str(folder / "reports"),

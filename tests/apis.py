@@ -94,7 +94,13 @@ def running_app(tmp_path: Path, server: StandIn | None = None, **settings: Any) 
         settings["models_dir"] = tmp_path / "models"
         export(settings["models_dir"], 1)
     made = ServingSettings(
-        **{"journal_dir": tmp_path / "journal", "version_poll_seconds": POLL_SECONDS, **settings}
+        **{
+            "journal_dir": tmp_path / "journal",
+            "access_url": f"sqlite:///{tmp_path / 'access.db'}",
+            "ledger_url": f"sqlite:///{tmp_path / 'ledger.db'}",
+            "version_poll_seconds": POLL_SECONDS,
+            **settings,
+        }
     )
     server = server or StandIn()
     app = build_app(make_services(made, model=server))
@@ -150,6 +156,8 @@ class ApiProcess:
             "models_dir": str(models_dir),
             "journal_dir": str(self.journal_dir),
             "model_server_address": model_server_address,
+            "access_url": f"sqlite:///{folder / 'access.db'}",
+            "ledger_url": f"sqlite:///{folder / 'ledger.db'}",
             "version_poll_seconds": "0.05",
             "config": str(folder / "no.toml"),
             **settings,

@@ -48,6 +48,7 @@ def _analyze(services: Services, environ: Mapping[str, Any]) -> bytes:
     deadline = current.started + services.settings.deadline_seconds
     caller = services.gatekeeper.identify(environ)
     current.caller = caller
+    services.gatekeeper.check_model(caller, services.catalog.model)
     text = text_of(read_body(environ, services.settings.max_body_bytes))
     if services.journal.problem() is not None:
         raise JournalError("Usage can't be recorded now, so nothing is served.")

@@ -97,6 +97,7 @@ def test_requests_past_the_api_are_the_unmetered_share(
         settings = ServingSettings(
             models_dir=models_dir,
             journal_dir=tmp_path / "journal",
+            access_url=f"sqlite:///{tmp_path / 'access.db'}",
             model_server_address=server.address,
             version_poll_seconds=0.02,
         )
