@@ -20,7 +20,6 @@ from benchmarks.ledger import ZONE, ZONE_NAME, events, postgres, write_journal
 from billing.aggregates import roll_up
 from billing.audit import trace
 from billing.bills import close_day
-from billing.events import EventReader
 from billing.ingest import store_journal
 from billing.ledger import open_ledger, reading, writing
 from billing.price_book import sync_prices
@@ -51,7 +50,7 @@ def _measured(ledger: Engine, day: date, held: int, journal: Path) -> str:
     journal.mkdir()
     write_journal(journal / f"{held}.jsonl", events(_FRESH, _USERS, day, seed=held))
     started = time.perf_counter()
-    store_journal(ledger, journal, EventReader(ZONE))
+    store_journal(ledger, journal, ZONE)
     ingested = time.perf_counter()
     with writing(ledger) as connection:
         roll_up(connection)

@@ -105,14 +105,14 @@ def _connected(_number: int) -> None:
 
 
 def _store(journal: Path) -> None:
-    store_journal(_ledger, journal, EventReader(ZONE))
+    store_journal(_ledger, journal, ZONE)
 
 
 def _ingest(url: str, journal: Path, raw_name: str) -> Iterator[Row]:
     ledger = open_ledger(url, ZONE_NAME)
     raw = EVENTS / _raw(ledger, journal)
     yield row(raw_name, raw, "events/s")
-    stored = EVENTS / seconds_of(store_journal, ledger, journal, EventReader(ZONE))
+    stored = EVENTS / seconds_of(store_journal, ledger, journal, ZONE)
     yield row("  ingest of the same", stored, "events/s", stored / raw, raw_name)
     rolled = EVENTS / seconds_of(roll_up_now, ledger)
     yield row("  rolling them up into hours", rolled, "events/s", rolled / raw, raw_name)
@@ -126,7 +126,7 @@ def _raw(ledger: Engine, journal: Path) -> float:
     for segment in sorted(journal.iterdir()):
         with segment.open("rb") as file:
             read += [reader.read(line) for line in file if not line.startswith(b'{"journal"')]
-    ready = [(row.day.isoformat(), 1, row.hour, row.context_band, *row.said) for row in read]
+    ready = [(*row.said, row.day.isoformat(), 1, row.hour, row.context_band) for row in read]
     del read
     table = usage_events.to_metadata(sa.MetaData(), name="raw_events")
     table.dialect_options["postgresql"]["partition_by"] = None

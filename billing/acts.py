@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 from billing import chain
 from billing.errors import AuditError
 from billing.tables import acts, audit_records
-from tallybook.acts import Act, is_act
+from tallybook.acts import Act
 
 KIND = "act"  # of its record in the audit chain
 
@@ -24,18 +24,6 @@ class Chained(NamedTuple):
 
     number: int
     body: dict[str, Any]
-
-
-def read(raw: bytes) -> Act | None:
-    """The act in a line, or None if the line claims to be none.
-
-    Raises: InvalidEventError: it claims to be an act, and is none.
-    """
-    try:
-        record = orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        return None
-    return Act.from_record(record) if is_act(record) else None
 
 
 def chain_act(connection: Connection, act: Act) -> str:

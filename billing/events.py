@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, NamedTuple
 import msgspec
 import orjson
 
+from billing.csv_lines import csv_line
 from billing.merkle import leaf_hash
-from billing.rating import context_band
-from billing.tables import COUNTS
+from billing.rating import CONTEXT_BANDS, context_band
 from tallybook.calendar import billing_day, billing_hour
 from tallybook.usage import (
     DATA_NAMES,
@@ -38,11 +38,19 @@ SAID = (
 # digest from its end, so that an event has one digest, whichever columns the ledger has got since.
 _SINCE = SAID.index("extra") + 1
 _UNSAID = (0, None, None, None, None)
+# The same as CSV: what a line of COPY lacks when the JSON of the event ends at this column.
+_REST_OF_LINE = {
+    end: b"".join(b",0" if value == 0 else b",null" for value in _UNSAID[end - _SINCE :])
+    for end in range(_SINCE, len(SAID) + 1)
+}
 _TIME, _PREFIX = SAID.index("time"), SAID.index("prompt_prefix")
-_PROMPT, _CACHED, _COMPLETION = (SAID.index(n) for n in COUNTS)
+_PROMPT, _CACHED, _COMPLETION = (
+    SAID.index(name) for name in ("prompt_tokens", "cached_tokens", "completion_tokens")
+)
 _NO_LABEL = "-"  # a name like any other, which stands where there is no label
 _REST_OF_TIME = re.compile(r":[0-5]\d\.\d{6}\+00:00", re.ASCII)
 _MINUTE = re.compile(r"\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d", re.ASCII)
+_SECOND_BAND = CONTEXT_BANDS[1]
 _REMEMBERED = 200_000  # of a kind: some 30 MB
 
 
@@ -95,7 +103,7 @@ class EventRow(NamedTuple):
     """An event, when and where it counts, and the digest of what it said.
 
     `said` has the values of the columns in SAID; `time` in it and `hour` are RFC 3339 text in UTC to the
-    microsecond.
+    microsecond. `line` is the same as CSV, without an end: see `billing.bulk`.
     """
 
     id: str
@@ -103,12 +111,9 @@ class EventRow(NamedTuple):
     hour: str
     context_band: int
     content_sha256: bytes
+    tokens: tuple[int, int, int]  # prompt, cached and completion
     said: tuple[Any, ...]
-
-    @property
-    def tokens(self) -> tuple[int, int, int]:
-        """Prompt, cached and completion tokens."""
-        return self.said[_PROMPT], self.said[_CACHED], self.said[_COMPLETION]
+    line: bytes
 
 
 class EventReader:
@@ -121,7 +126,7 @@ class EventReader:
     def __init__(self, zone: tzinfo) -> None:
         self._zone = zone
         self._names: set[str] = {_NO_LABEL}
-        self._texts: set[str] = set()
+        self._texts: set[str] = {_NO_LABEL}
         self._minutes: dict[str, tuple[date, str]] = {}
 
     def read(self, raw: bytes) -> EventRow:
@@ -135,18 +140,27 @@ class EventReader:
         else:
             event, said = _by_the_rule(raw)
             day, hour = self._when(event.time)
-        return EventRow(said[0], day, hour, context_band(said[_PROMPT]), _digest(said), said)
+        told, end = _told(said)
+        line = told[1:-1] + _REST_OF_LINE[end] if b"\\" not in told else _escaped_line(said)
+        prompt = said[_PROMPT]
+        band = 0 if prompt < _SECOND_BAND else context_band(prompt)
+        tokens = (prompt, said[_CACHED], said[_COMPLETION])
+        return EventRow(said[0], day, hour, band, leaf_hash(told), tokens, said, line)
 
     def _plain(self, record: _Record) -> tuple[Any, ...] | None:
         """What an event said that needs no second look, or None."""
-        data, time, label = record.data, record.time, record.data.model_label
+        data, time, id_ = record.data, record.time, record.id
+        label, key, sha256 = data.model_label, data.api_key_id, data.prompt_sha256
         prompt, completion = data.prompt_tokens, data.completion_tokens
         first = data.time_to_first_token_seconds
         names = (
             record.subject, data.project, data.department, data.model, data.model_version,
             _NO_LABEL if label is None else label, data.latency_class,
         )  # fmt: skip
-        texts = (record.source, data.tokenizer_fingerprint, data.client_ip, data.operation)
+        texts = (
+            record.source, data.tokenizer_fingerprint, data.client_ip, data.operation,
+            _NO_LABEL if key is None else key,
+        )  # fmt: skip
         if not (
             (self._names.issuperset(names) or self._are_names(names))
             and (self._texts.issuperset(texts) or self._are_texts(texts))
@@ -157,19 +171,18 @@ class EventReader:
             and len(time) == 32
             and (time[:16] in self._minutes or self._is_minute(time[:16]))
             and _REST_OF_TIME.fullmatch(time, 16)
-            and _is_text(record.id)
-            and (data.prompt_sha256 is None or _is_text(data.prompt_sha256))
-            and (data.api_key_id is None or self._are_texts((data.api_key_id,)))
+            and _is_text(id_)
+            and (sha256 is None or _is_text(sha256))
             and (data.trace_id is None or is_trace_id(data.trace_id))
             and (data.prompt_encrypted is None or is_encrypted(data.prompt_encrypted))
         ):
             return None
         return (
-            record.id, record.source, time, record.subject, data.project, data.department, data.operation,
+            id_, record.source, time, record.subject, data.project, data.department, data.operation,
             data.model, data.model_version, label or "", data.latency_class, data.tokenizer_fingerprint,
             prompt, completion, data.cached_tokens, data.usage_estimated, data.duration_seconds + 0.0,
-            None if first is None else first + 0.0, data.client_ip, data.status, data.prompt_sha256,
-            data.prompt_prefix, None, data.reasoning_tokens, data.delivered_tokens, data.api_key_id,
+            None if first is None else first + 0.0, data.client_ip, data.status, sha256,
+            data.prompt_prefix, None, data.reasoning_tokens, data.delivered_tokens, key,
             data.trace_id, data.prompt_encrypted,
         )  # fmt: skip
 
@@ -208,7 +221,7 @@ def content_sha256(row: Mapping[Any, Any]) -> bytes:
     said[_TIME] = _text_of(row["time"])
     prefix = row["prompt_prefix"]
     said[_PREFIX] = None if prefix is None else prefix.decode(errors="backslashreplace")
-    return _digest(said)
+    return leaf_hash(_told(said)[0])
 
 
 def _by_the_rule(raw: bytes) -> tuple[UsageEvent, tuple[Any, ...]]:
@@ -243,12 +256,23 @@ def _extra(record: Mapping[str, Any]) -> str | None:
         raise InvalidEventError("nested_too_deep", "a field holds more levels than can be kept") from None
 
 
-def _digest(said: Sequence[Any]) -> bytes:
-    """The hash of JSON of what was said, in the order of SAID; also the event's leaf in the Merkle trees."""
+def _told(said: Sequence[Any]) -> tuple[bytes, int]:
+    """JSON of what was said, in the order of SAID, and the column at which it ends.
+
+    Its hash is the event's digest and its leaf in the Merkle trees.
+    """
     end = len(said)
     while end > _SINCE and said[end - 1] == _UNSAID[end - 1 - _SINCE]:
         end -= 1
-    return leaf_hash(orjson.dumps(said[:end]))
+    return orjson.dumps(said[:end]), end
+
+
+def _escaped_line(said: Sequence[Any]) -> bytes:
+    """The line of an event whose JSON holds escapes, which CSV has others for."""
+    values = list(said)
+    if values[_PREFIX] is not None:
+        values[_PREFIX] = "\\x" + values[_PREFIX].encode().hex()  # PostgreSQL's way of writing bytes
+    return csv_line(values)
 
 
 def _text_of(time: datetime) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from datetime import tzinfo
 from pathlib import Path
 
@@ -13,13 +11,12 @@ from sqlalchemy.engine import Connection, Engine
 
 from billing.aggregates import roll_up_now
 from billing.errors import LedgerError
-from billing.events import EventReader
 from billing.ledger import insert, writing
-from billing.store import IngestResult, Poison, enter, parse, prepare_days, put_aside, store
+from billing.parsing import Poison
+from billing.reading import Chunk, Parser, parser
+from billing.store import IngestResult, enter, prepare_days, put_aside, store
 from billing.tables import journal_offsets
-from tallybook.segments import SUFFIX, DamagedSegmentError, read_segment
-
-BATCH_BYTES = 2 << 20  # read at a time: some three thousand events a transaction
+from tallybook.segments import SUFFIX, DamagedSegmentError
 
 
 def ingest(ledger: Engine, journal_dir: Path, zone: tzinfo) -> IngestResult:
@@ -31,24 +28,25 @@ def ingest(ledger: Engine, journal_dir: Path, zone: tzinfo) -> IngestResult:
     Raises: LedgerError: a segment was altered after it was written (code journal_damaged); it is left
         where it is, and every other segment was stored first.
     """
-    result, damaged = store_journal(ledger, journal_dir, EventReader(zone))
+    result, damaged = store_journal(ledger, journal_dir, zone)
     roll_up_now(ledger)
     if damaged:
         raise LedgerError("journal_damaged", "; ".join(damaged))
     return result
 
 
-def store_journal(ledger: Engine, journal_dir: Path, reader: EventReader) -> tuple[IngestResult, list[str]]:
+def store_journal(ledger: Engine, journal_dir: Path, zone: tzinfo) -> tuple[IngestResult, list[str]]:
     """The same without rolling up: what was found, and which segments were altered and how."""
     result = IngestResult()
     damaged = []
-    for segment in sorted(journal_dir.glob(f"*{SUFFIX}")):
-        try:
-            with _no_collection():
-                while (batch := _store_batch(ledger, segment, reader)) is not None:
-                    result.add(batch)
-        except DamagedSegmentError as error:
-            damaged.append(f"{segment.name}: {error}")
+    segments = sorted(journal_dir.glob(f"*{SUFFIX}"))
+    waiting = sum(max(segment.stat().st_size - offset_of(ledger, segment.name), 0) for segment in segments)
+    with parser(zone, waiting, for_copy=ledger.dialect.name == "postgresql") as reading:
+        for segment in segments:
+            try:
+                _store_segment(ledger, segment, reading, result)
+            except DamagedSegmentError as error:
+                damaged.append(f"{segment.name}: {error}")
     return result, damaged
 
 
@@ -75,36 +73,34 @@ def offset_of(ledger: Engine, segment: str) -> int:
         return connection.scalar(query) or 0
 
 
-def _store_batch(ledger: Engine, segment: Path, reader: EventReader) -> IngestResult | None:
-    """Move one batch in one transaction; None when the segment holds no more for now.
-
-    Read and parsed before the transaction begins, which then is short; who finds that another ingester
-    was there first stores nothing, and looks again.
-    """
+def _store_segment(ledger: Engine, segment: Path, reading: Parser, result: IngestResult) -> None:
+    """Store what a segment holds, a chunk a transaction, while the next chunk is read."""
     offset = offset_of(ledger, segment.name)
-    extract = read_segment(segment, offset, BATCH_BYTES)
-    if extract.next_offset == offset:
-        return None
-    parsed = parse(extract.lines, reader)
+    reading.ask(segment, offset)
+    while (chunk := reading.answer()).next_offset != offset:
+        reading.ask(segment, chunk.next_offset)
+        if _store_chunk(ledger, segment.name, offset, chunk, result):
+            offset = chunk.next_offset
+        else:  # another ingester was there first
+            with suppress(DamagedSegmentError):
+                reading.answer()
+            offset = offset_of(ledger, segment.name)
+            reading.ask(segment, offset)
+
+
+def _store_chunk(ledger: Engine, segment: str, offset: int, chunk: Chunk, result: IngestResult) -> bool:
+    """Store a chunk and move the offset in one transaction; false when it was moved by another ingester.
+
+    What was read and parsed before the transaction began is thrown away then.
+    """
     with writing(ledger) as connection:
-        enter(connection, parsed)
-        prepare_days(ledger, parsed.days)
-        if not move_offset(connection, segment.name, offset, extract.next_offset):
-            return IngestResult()
-        result = store(connection, segment.name, offset, parsed)
-        if extract.torn is not None:
-            torn = Poison(extract.torn, "torn_line", "the writer died before it finished this line")
-            put_aside(connection, segment.name, [torn], result)
-    return result
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Spare the garbage collector: what is read here makes no cycles, and it would look at all of it."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+        enter(connection, chunk.parsed)
+        prepare_days(ledger, chunk.parsed.days)
+        if not move_offset(connection, segment, offset, chunk.next_offset):
+            return False
+        found = store(connection, segment, offset, chunk.parsed)
+        if chunk.torn is not None:
+            torn = Poison(chunk.torn, "torn_line", "the writer died before it finished this line")
+            put_aside(connection, segment, [torn], found)
+    result.add(found)
+    return True

@@ -24,8 +24,9 @@ from billing.errors import SourceError
 from billing.events import EventReader
 from billing.ingest import move_offset, offset_of
 from billing.ledger import share_ledger, writing
+from billing.parsing import Poison, parse
 from billing.settings import BillingSettings
-from billing.store import IngestResult, Poison, enter, parse, prepare_days, put_aside, store
+from billing.store import IngestResult, enter, prepare_days, put_aside, store
 from tallybook.segments import Line
 
 BATCH_MESSAGES = 20_000  # of all partitions together; each is a transaction of its own

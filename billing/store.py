@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
-from typing import Any, NamedTuple
+from typing import Any
 
 import orjson
 import sqlalchemy as sa
@@ -15,21 +15,21 @@ from sqlalchemy.engine import Connection, Engine
 
 from billing import acts
 from billing.aggregates import roll_up_now
-from billing.bulk import insert_rows
+from billing.bulk import copy_lines, insert_rows
+from billing.csv_lines import csv_value
 from billing.events import SAID, EventReader, EventRow
 from billing.ledger import closed_days, insert, lock_ledger, share_ledger, writing
 from billing.merkle import merkle_root
+from billing.parsing import Parsed, Poison, parse
 from billing.tables import event_batches, event_ids, set_aside, usage_events
 from tallybook.acts import Act
 from tallybook.segments import Line
-from tallybook.usage import InvalidEventError
 
-EVENT_COLUMNS = ("day", "batch_id", "hour", "context_band", *SAID)
+EVENT_COLUMNS = (*SAID, "day", "batch_id", "hour", "context_band")
 _CLAIM = ("id", "batch_id", "content_sha256")
 _PREFIX = SAID.index("prompt_prefix")
 _PARTITIONS_LOCK = 7_411_402_557
 _FINAL = ("torn_line", "conflicting_duplicate")  # what no later look will see otherwise
-_AHEAD = timedelta(days=1)  # how far a server's clock may be ahead of ours
 
 
 @dataclass
@@ -53,69 +53,6 @@ class IngestResult:
         self.acts += other.acts
         for code, count in other.set_aside.items():
             self.set_aside[code] = self.set_aside.get(code, 0) + count
-
-
-class Poison(NamedTuple):
-    """A line that can't be stored, and why."""
-
-    line: Line
-    code: str
-    message: str
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """Lines as read: rows in their order, each with its line, acts likewise, and what is neither."""
-
-    rows: list[tuple[Line, EventRow]]
-    poison: list[Poison]
-    acts: list[tuple[Line, Act]] = field(default_factory=list)
-
-    @property
-    def days(self) -> set[date]:
-        """The billing days of the rows."""
-        return {row.day for _, row in self.rows}
-
-
-def parse(lines: Iterable[Line], reader: EventReader, now: datetime | None = None) -> Parsed:
-    """Read lines, which needs no database; what is no event or act, or comes from the future, is poison."""
-    horizon = ((now or datetime.now(timezone.utc)) + _AHEAD).isoformat(timespec="microseconds")
-    rows: list[tuple[Line, EventRow]] = []
-    parsed = Parsed(rows, [])
-    for line in lines:
-        try:
-            row = reader.read(line.raw)
-        except InvalidEventError as error:
-            _parse_other(line, error, horizon, parsed)
-            continue
-        if row.said[2] > horizon:
-            parsed.poison.append(_ahead(line, row.said[2]))
-        else:
-            rows.append((line, row))
-    return parsed
-
-
-def _parse_other(line: Line, error: InvalidEventError, horizon: str, parsed: Parsed) -> None:
-    """Take a line that is no event: an act, or poison."""
-    try:
-        act = acts.read(line.raw) if error.code == "unknown_type" else None
-    except InvalidEventError as unfit:
-        error, act = unfit, None
-    if act is None:
-        parsed.poison.append(Poison(line, error.code, str(error)))
-    elif (time := act.time.isoformat(timespec="microseconds")) > horizon:
-        parsed.poison.append(_ahead(line, time))
-    else:
-        parsed.acts.append((line, act))
-
-
-def _ahead(line: Line, time: str) -> Poison:
-    return Poison(line, "future_time", f"its time, {time}, is more than a day ahead")
-
-
-def enter(connection: Connection, parsed: Parsed) -> None:
-    """Share the ledger with others that ingest; with acts have it alone, for they go to the audit chain."""
-    (lock_ledger if parsed.acts else share_ledger)(connection)
 
 
 def prepare_days(ledger: Engine, days: Iterable[date]) -> None:
@@ -142,6 +79,11 @@ def prepare_days(ledger: Engine, days: Iterable[date]) -> None:
 def partition_name(day: date) -> str:
     """The table that holds a day's events on PostgreSQL."""
     return f"usage_events_{day:%Y%m%d}"
+
+
+def enter(connection: Connection, parsed: Parsed) -> None:
+    """Share the ledger with others that ingest; with acts have it alone, for they go to the audit chain."""
+    (lock_ledger if parsed.acts else share_ledger)(connection)
 
 
 def store(connection: Connection, segment: str, offset: int, parsed: Parsed) -> IngestResult:
@@ -266,7 +208,7 @@ def _claim(connection: Connection, claims: Sequence[tuple[str, int, bytes]]) -> 
 def _claim_in_postgresql(connection: Connection, claims: Sequence[tuple[str, int, bytes]]) -> set[str]:
     try:
         with connection.begin_nested():
-            insert_rows(connection, event_ids, _CLAIM, claims)
+            copy_lines(connection, event_ids.name, _CLAIM, map(_claim_line, claims))
     except UniqueViolation:  # seldom: COPY knows no ON CONFLICT
         cursor: Any = connection.connection.cursor()
         cursor.execute(
@@ -276,6 +218,11 @@ def _claim_in_postgresql(connection: Connection, claims: Sequence[tuple[str, int
         )
         return {row[0] for row in cursor.fetchall()}
     return {claim[0] for claim in claims}
+
+
+def _claim_line(claim: tuple[str, int, bytes]) -> bytes:
+    event_id, batch_id, digest = claim
+    return b"%b,%d,\\x%b" % (csv_value(event_id), batch_id, digest.hex().encode())
 
 
 def _contents(connection: Connection, ids: Sequence[str]) -> dict[str, bytes]:
@@ -305,12 +252,16 @@ def _write_batch(
 ) -> None:
     """Write the new events of one day, in the order of their ids, and the batch that vouches for them."""
     day_text = day.isoformat()
-    insert_rows(
-        connection,
-        usage_events,
-        EVENT_COLUMNS,
-        ((day_text, batch_id, row.hour, row.context_band, *_stored(row.said)) for row in rows),
-    )
+    if connection.dialect.name == "postgresql":
+        lines = (
+            b'%b,"%b",%d,"%b",%d'
+            % (row.line, day_text.encode(), batch_id, row.hour.encode(), row.context_band)
+            for row in rows
+        )
+        copy_lines(connection, partition_name(day), EVENT_COLUMNS, lines)
+    else:
+        values = ((*_stored(row.said), day_text, batch_id, row.hour, row.context_band) for row in rows)
+        insert_rows(connection, usage_events, EVENT_COLUMNS, values)
     prompt, cached, completion = (sum(column) for column in zip(*(row.tokens for row in rows), strict=True))
     connection.execute(
         event_batches.insert().values(

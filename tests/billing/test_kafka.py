@@ -25,8 +25,9 @@ from billing import daily
 from billing.errors import SourceError
 from billing.kafka import Topic, drain, follow
 from billing.ledger import open_ledger, reading, writing
+from billing.parsing import parse
 from billing.settings import BillingSettings
-from billing.store import IngestResult, parse
+from billing.store import IngestResult
 from billing.tables import event_batches, journal_offsets, set_aside, usage_events, usage_hours
 from tallybook.usage import UsageEvent
 from tests.billing.conftest import TIME_ZONE

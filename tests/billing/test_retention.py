@@ -156,7 +156,7 @@ def test_a_line_that_was_set_aside_is_stored_once_it_can_be(ledger: Engine, tmp_
 
 def test_what_came_late_and_is_not_rolled_up_yet_disturbs_no_proof(closed: Engine, tmp_path: Path) -> None:
     write_segment(tmp_path / "late", [an_event()])
-    store_journal(closed, tmp_path / "late", EventReader(ZONE))
+    store_journal(closed, tmp_path / "late", ZONE)
     with reading(closed) as connection:
         verify(connection)
     list(drop_events(closed, TOMORROW))  # which keeps the day, since an event of it waits
