@@ -8,7 +8,7 @@ callers of the API; what the model server said is in the cause, and in ModelReje
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import numpy as np
@@ -26,6 +26,7 @@ from serving.protos import (
     TensorError,
     array_of,
     get_model_status_pb2,
+    model_management_pb2,
     model_service_pb2_grpc,
     predict_pb2,
     prediction_service_pb2_grpc,
@@ -38,6 +39,7 @@ __all__ = [
     "ModelTimeoutError",
     "ModelUnavailableError",
     "ModelVersionNotFoundError",
+    "VersionState",
 ]
 
 _OUTPUT = "probabilities"
@@ -57,6 +59,13 @@ _CHANNEL_OPTIONS = [
 ]
 
 
+class VersionState(NamedTuple):
+    """A version as the model server has it, and what is wrong with it."""
+
+    state: str
+    error: str
+
+
 class ModelClient:
     """Asks one model server, `host:port`, by TensorFlow Serving's protocol; safe to share among threads.
 
@@ -66,7 +75,9 @@ class ModelClient:
     def __init__(self, address: str) -> None:
         self._channel = grpc.insecure_channel(address, options=_CHANNEL_OPTIONS)
         self._predict = prediction_service_pb2_grpc.PredictionServiceStub(self._channel).Predict
-        self._status = model_service_pb2_grpc.ModelServiceStub(self._channel).GetModelStatus
+        models = model_service_pb2_grpc.ModelServiceStub(self._channel)
+        self._status = models.GetModelStatus
+        self._reload = models.HandleReloadConfigRequest
 
     def predict(
         self, model: str, version: int, input_ids: Sequence[int], timeout_seconds: float
@@ -94,11 +105,26 @@ class ModelClient:
 
         Raises: as `predict`; ModelVersionNotFoundError: the server knows no version of this model.
         """
+        return {version: known.state for version, known in self.versions(model, timeout_seconds).items()}
+
+    def versions(self, model: str, timeout_seconds: float) -> dict[int, VersionState]:
+        """As `version_states`, and why a version is not available."""
         request = get_model_status_pb2.GetModelStatusRequest()
         request.model_spec.name = model
         answer = _call(self._status, request, timeout_seconds, f"model {model}")
         name_of = get_model_status_pb2.ModelVersionStatus.State.Name
-        return {status.version: name_of(status.state) for status in answer.model_version_status}
+        return {
+            status.version: VersionState(name_of(status.state), status.status.error_message)
+            for status in answer.model_version_status
+        }
+
+    def reload(self, config: Message, timeout_seconds: float) -> None:
+        """Have the server serve what a ModelServerConfig says, and nothing else.
+
+        Raises: as `predict`; ModelRejectedError: it refused, and goes on as before.
+        """
+        request = model_management_pb2.ReloadConfigRequest(config=config)
+        _call(self._reload, request, timeout_seconds, "the model config")
 
     def close(self) -> None:
         """Close the connection; calls under way and later ones fail."""

@@ -34,6 +34,11 @@ class ServingSettings(CommonSettings):
     engine_requests: int = Field(
         1024, ge=1, le=8192, description="Requests to engines that a worker handles at once; more get 503."
     )
+    served_models_dir: Path | None = Field(
+        None,
+        description="models_dir as the model server sees it, which `tallybook release` writes into a new "
+        "model config; none: the same folder.",
+    )
     version_poll_seconds: float = Field(
         1.0, gt=0, le=3600, description="How often the model server is asked which versions it serves."
     )

@@ -21,7 +21,7 @@ CLASSES = {
 }
 PREFIX = "TALLYBOOK_"
 # Read from the environment alone: where the file is, and how hard the tests' drills are.
-OTHER_VARIABLES = {CONFIG_VARIABLE, "TALLYBOOK_DRILL_KILLS"}
+OTHER_VARIABLES = {CONFIG_VARIABLE, "TALLYBOOK_DRILL_KILLS", "TALLYBOOK_DRILL_REQUESTS"}
 
 
 def known_settings() -> Iterator[tuple[str, str, FieldInfo]]:

@@ -46,7 +46,7 @@ def kill_under_load(folder: Path, models_dir: Path, kills: int, seed: int = 0) -
     """
     drill = Drill(folder / "journal")
     where = random.Random(seed)  # noqa: S311  when to kill, no secret
-    with _model_server(models_dir) as address:
+    with model_server(models_dir) as address:
         api = ApiProcess(folder, models_dir, address)
         api.wait_until_ready()
         stop = threading.Event()
@@ -98,7 +98,7 @@ def _note(drill: Drill, status: int, body: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _model_server(models_dir: Path) -> Iterator[str]:
+def model_server(models_dir: Path) -> Iterator[str]:
     process = subprocess.Popen(
         [
             sys.executable,
