@@ -41,6 +41,20 @@ _COMMITS = Family(
     _COMMIT_EVENTS,
 )
 _JOURNAL_BYTES = Family("counter", "tallybook_journal_bytes_total", "Bytes of usage events made durable.")
+_QUEUE_WAITING = Family("gauge", "tallybook_queue_waiting", "Requests that wait for a place.", ("model",))
+_QUEUE_SECONDS = Family(
+    "histogram",
+    "tallybook_queue_seconds",
+    "Time until a request that had to wait got its place.",
+    ("model",),
+    _SECONDS,
+)
+_QUEUE_REFUSED = Family(
+    "counter",
+    "tallybook_queue_refused_total",
+    "Requests refused with 503: no room to wait was left (full), or no turn came in time (deadline).",
+    ("model", "reason"),
+)
 
 
 class Metrics:
@@ -53,7 +67,7 @@ class Metrics:
         if folder is None:
             ProcessCollector(registry=self._registry)
         self._registry.register(tallies)
-        for family in (_REQUESTS, _REQUEST_SECONDS, _TOKENS):
+        for family in (_REQUESTS, _REQUEST_SECONDS, _TOKENS, _QUEUE_WAITING, _QUEUE_SECONDS, _QUEUE_REFUSED):
             tallies.add(family)
         self.model_seconds = tallies.histogram(_MODEL_SECONDS)
         self.model_in_flight = tallies.number(_MODEL_IN_FLIGHT)
@@ -90,6 +104,18 @@ class Metrics:
             self._token_metrics[key] = found
         found[0].inc(prompt)
         found[1].inc(completion)
+
+    def queue_waiting(self, model: str) -> Number:
+        """How many requests wait for a model."""
+        return self._tallies.number(_QUEUE_WAITING, model)
+
+    def queue_seconds(self, model: str) -> Histogram:
+        """How long they waited."""
+        return self._tallies.histogram(_QUEUE_SECONDS, model)
+
+    def queue_refused(self, model: str, reason: str) -> Number:
+        """How many were refused."""
+        return self._tallies.number(_QUEUE_REFUSED, model, reason)
 
     def commit(self, events: int, size_bytes: int) -> None:
         """Count a durable batch of the journal."""

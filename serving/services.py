@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,13 +12,13 @@ from numpy.typing import NDArray
 from serving.access import Access
 from serving.catalog import Catalog, ModelServer
 from serving.engine_models import EngineModel, load_engine_models
-from serving.errors import OverloadedError
-from serving.identity import Caller, Gatekeeper
+from serving.identity import Gatekeeper
 from serving.inference import ModelClient
 from serving.journal import Journal
 from serving.logs import Later
 from serving.metering import Meter
 from serving.metrics import Metrics
+from serving.queueing import Queue, Threads
 from serving.quotas import Quotas, Unlimited
 from serving.settings import ServingSettings
 
@@ -38,26 +37,6 @@ class Model(ModelServer, Protocol):
         ...
 
 
-class Queue:
-    """Places for requests that wait for an engine; who finds none is refused."""
-
-    def __init__(self, places: int) -> None:
-        self._most = places
-        self._places = [None] * places
-
-    @contextmanager
-    def place(self, caller: Caller, model: str, deadline: float) -> Iterator[None]:
-        """One of the places. Raises: OverloadedError."""
-        try:
-            self._places.pop()
-        except IndexError:
-            raise OverloadedError(f"{self._most} requests are under way; no more are taken.") from None
-        try:
-            yield
-        finally:
-            self._places.append(None)
-
-
 @dataclass(frozen=True)
 class Services:
     """One process's parts."""
@@ -72,26 +51,9 @@ class Services:
     journal: Journal
     meter: Meter
     quotas: Quotas
-    places: list[None]
     engines: Mapping[str, EngineModel]
+    threads: Threads
     queue: Queue
-
-    @contextmanager
-    def place(self) -> Iterator[None]:
-        """One of the places for requests that wait for the model.
-
-        Requests beyond them are refused at once, by threads that are kept free for that and for probes.
-        Raises: OverloadedError.
-        """
-        try:
-            self.places.pop()  # atomic, as is append; a semaphore costs ten times as much
-        except IndexError:
-            message = f"{self.settings.threads} requests are under way; no more are taken."
-            raise OverloadedError(message) from None
-        try:
-            yield
-        finally:
-            self.places.append(None)
 
     def cut_streams(self) -> None:
         """End the answers of engines that are under way."""
@@ -136,7 +98,7 @@ def make_services(
         journal=journal,
         meter=Meter(settings, journal, metrics),
         quotas=Unlimited(),
-        places=[None] * settings.threads,
         engines=load_engine_models(settings.engines_file),
-        queue=Queue(settings.engine_requests),
+        threads=Threads(settings.threads),
+        queue=Queue(settings, metrics),
     )

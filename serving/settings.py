@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, PositiveInt, SecretStr, field_validator
 
 from tallybook.settings import CommonSettings
 from tallybook.usage import NAME
 
+Weight = Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
 Network = IPv4Network | IPv6Network
 # prometheus-client reads this when it is imported; set when several workers count together.
 METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -25,6 +26,17 @@ class ServingSettings(CommonSettings):
     workers: int = Field(1, ge=1, le=64, description="Processes of the API, each with a journal segment.")
     threads: int = Field(
         64, ge=1, le=1024, description="Requests for a model that a worker handles at once; more get 503."
+    )
+    queue_places: dict[str, PositiveInt] = Field(
+        default_factory=dict,
+        description="Requests that a model answers at once, by its name; more wait in turn. If not given: "
+        "three quarters of `threads`, and as many as `engine_requests` for a model of an engine.",
+    )
+    queue_user_weights: dict[str, Weight] = Field(
+        default_factory=dict, description="How many turns a user gets for one of the others; 1 if not given."
+    )
+    queue_project_weights: dict[str, Weight] = Field(
+        default_factory=dict, description="The same for each user of a project, unless the user has a weight."
     )
     model: str = Field("review-sentiment", description="Name of the model behind POST /analyze.")
     model_server_address: str = Field("127.0.0.1:8500", description="HOST:PORT of TensorFlow Serving's gRPC.")

@@ -24,83 +24,89 @@ from serving.errors import (
     ModelVersionNotFoundError,
     UnknownFieldError,
 )
+from serving.identity import Caller
 from serving.metering import Served
 from serving.services import Services
 from serving.tokenization import Answer, ModelVersion
 
+PATH = "/analyze"
 OPERATION = "analyze"
 
 
 def blueprint(services: Services) -> Blueprint:
-    """The route."""
+    """The route, for Flask to know; `serving.app` asks `answer` without it."""
     routes = Blueprint("analyze", __name__)
 
-    @routes.post("/analyze")
+    @routes.post(PATH)
     def analyze() -> Response:
-        with services.place():
-            return Response(_analyze(services, request.environ), content_type="application/json")
+        return Response(answer(services, request.environ), content_type="application/json")
 
     return routes
 
 
-def _analyze(services: Services, environ: Mapping[str, Any]) -> bytes:
+def answer(services: Services, environ: Mapping[str, Any]) -> bytes:
+    """The answer to the request with this WSGI environment, once its usage is recorded. Raises: ApiError."""
     current = trace.of(environ)
     deadline = current.started + services.settings.deadline_seconds
-    caller = services.gatekeeper.identify(environ)
-    current.caller = caller
-    services.gatekeeper.check_model(caller, services.catalog.model)
-    text = text_of(read_body(environ, services.settings.max_body_bytes))
-    if services.journal.problem() is not None:
-        raise JournalError("Usage can't be recorded now, so nothing is served.")
-    (version, label), ids, answer = _ask(services, caller.user, text, deadline)
-    total = len(ids) + answer.completion_tokens
-    body = orjson.dumps(
-        {
-            "request_id": current.request_id,
-            "model": version.model,
-            "model_version": version.version_name,
-            "label": answer.label,
-            "probabilities": answer.probabilities,
-            "output": answer.output,
-            "usage": {
-                "prompt_tokens": len(ids),
-                "completion_tokens": answer.completion_tokens,
-                "total_tokens": total,
-            },
-        }
-    )
-    services.meter.record(
-        Served(
-            request_id=current.request_id,
-            caller=caller,
-            operation=OPERATION,
-            version=version,
-            model_label=label,
-            text=text,
-            prompt_tokens=len(ids),
-            completion_tokens=answer.completion_tokens,
-            started=current.started,
-            deadline=deadline,
+    with services.threads:
+        current.caller = caller = services.gatekeeper.identify(environ)
+        services.gatekeeper.check_model(caller, services.catalog.model)
+        text = text_of(read_body(environ, services.settings.max_body_bytes))
+        if services.journal.problem() is not None:
+            raise JournalError("Usage can't be recorded now, so nothing is served.")
+        (version, label), ids, said = _ask(services, caller, text, deadline)
+        body = _body(current.request_id, version, len(ids), said)
+        services.meter.record(
+            Served(
+                request_id=current.request_id,
+                caller=caller,
+                operation=OPERATION,
+                version=version,
+                model_label=label,
+                text=text,
+                prompt_tokens=len(ids),
+                completion_tokens=said.completion_tokens,
+                started=current.started,
+                deadline=deadline,
+            )
         )
-    )
     current.model_version = version.version_name
     current.prompt_tokens = len(ids)
-    current.completion_tokens = answer.completion_tokens
+    current.completion_tokens = said.completion_tokens
     return body
 
 
-def _ask(services: Services, user: str, text: str, deadline: float) -> tuple[Choice, list[int], Answer]:
+def _body(request_id: str, version: ModelVersion, prompt_tokens: int, said: Answer) -> bytes:
+    return orjson.dumps(
+        {
+            "request_id": request_id,
+            "model": version.model,
+            "model_version": version.version_name,
+            "label": said.label,
+            "probabilities": said.probabilities,
+            "output": said.output,
+            "usage": {
+                "prompt_tokens": prompt_tokens,
+                "completion_tokens": said.completion_tokens,
+                "total_tokens": prompt_tokens + said.completion_tokens,
+            },
+        }
+    )
+
+
+def _ask(services: Services, caller: Caller, text: str, deadline: float) -> tuple[Choice, list[int], Answer]:
     """Count the text with the tokenizer of the version that answers this user, and have it answer.
 
     A version that left in the meantime is followed by the one that answers now; the text is counted anew.
     """
-    choice = services.catalog.choose(user)
+    choice = services.catalog.choose(caller.user)
     while True:
         ids = choice.version.prompt_ids(text)
         try:
-            return choice, ids, _predict(services, choice.version, ids, deadline)
+            with services.queue.place(caller, choice.version.model, deadline):
+                return choice, ids, _predict(services, choice.version, ids, deadline)
         except ModelVersionNotFoundError:
-            choice = services.catalog.instead_of(choice.version, user)
+            choice = services.catalog.instead_of(choice.version, caller.user)
 
 
 def _predict(services: Services, version: ModelVersion, ids: list[int], deadline: float) -> Answer:

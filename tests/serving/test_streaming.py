@@ -241,13 +241,12 @@ def test_tool_calls_and_reasoning_are_counted(gateway: Gateway) -> None:
 def test_a_place_is_given_back_whatever_happens(gateway: Gateway) -> None:
     gateway.engine.script = lambda asked: streamed(chunk("a"), usage_chunk())
     queue = gateway.api.services.queue
-    before = len(queue._places)
     gateway.stream()
     left = gateway.chat(stream=True)
     next(iter(left.response))
-    assert len(queue._places) == before - 1
+    assert queue.under_way(MODEL) == 1
     left.close()
     gateway.engine.script = lambda asked: [b"nonsense\r\n\r\n"]
     gateway.chat()
-    wait_until(lambda: len(queue._places) == before)
+    wait_until(lambda: queue.under_way(MODEL) == 0)
     assert [event.status for event in gateway.api.events()] == [200, 499, 502]
