@@ -110,11 +110,15 @@ def recount_command(day: datetime) -> None:
     Leaves with status 1 when an event was metered otherwise.
     """
     with ledger_transaction(writes=False) as (settings, connection):
-        found = recount(connection, day.date(), settings.models_dir)
+        found = recount(connection, day.date(), settings.models_dir, settings.text_keys)
     click.echo(
         f"{found.day}: {found.events:,} events; {found.recounted:,} recounted, "
         f"{found.not_captured:,} without their whole text."
     )
+    if found.not_decrypted:
+        click.echo(
+            f"Of these, {found.not_decrypted:,} hold it encrypted, and no key of `prompt_keys` reads it."
+        )
     if found.dropped:
         click.echo(f"Retention has dropped {found.dropped:,} others, which can't be counted any more.")
     for fingerprint, events in found.unknown_tokenizers.items():

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from billing.aggregates import whole
 from billing.errors import AuditError
 from billing.tables import event_batches, usage_events
+from tallybook.captured import NotDecryptedError, TextKeys
 
 # What these operations count is exactly the text of the request.
 _OPERATIONS = ("analyze",)
@@ -36,7 +37,8 @@ class Recount:
     """What became of each event of a day: events = recounted + not_captured + those of unknown tokenizers.
 
     `dropped` events, which retention has taken out of the ledger, can't be counted and are not among them.
-    `not_captured`: the event does not hold the whole text. `unknown_tokenizers`: captured texts by a
+    `not_captured`: the event does not hold the whole text. `not_decrypted`: of those, events that hold it
+    encrypted, with a key that is not in the settings, or altered. `unknown_tokenizers`: captured texts by a
     fingerprint that no exported model has.
     """
 
@@ -44,38 +46,48 @@ class Recount:
     events: int = 0
     recounted: int = 0
     not_captured: int = 0
+    not_decrypted: int = 0
     dropped: int = 0
     unknown_tokenizers: dict[str, int] = field(default_factory=dict)
     differences: tuple[Difference, ...] = ()
 
 
-def recount(connection: Connection, day: date, models_dir: Path) -> Recount:
+def recount(connection: Connection, day: date, models_dir: Path, keys: TextKeys) -> Recount:
     """Count the prompt tokens of a day's captured texts again, special tokens included, as serving does.
 
-    A text is captured when the prefix that the event keeps is all of it: it has the hash of the whole.
+    A text is captured when the prefix that the event keeps is all of it, or when one of `keys` decrypts it:
+    what is counted has the hash of the whole.
     Raises: AuditError: a tokenizer can't be read (code tokenizer_unreadable).
     """
     tokenizers = _Tokenizers(models_dir)
-    events = recounted = not_captured = 0
+    events = recounted = not_captured = not_decrypted = 0
     unknown: Counter[str] = Counter()
     differences: list[Difference] = []
     columns = [usage_events.c[name] for name in _Event._fields]
     query = sa.select(*columns).where(usage_events.c.day == day)
     for part in connection.execute(query, execution_options={"yield_per": _PART}).partitions():
-        captured = [event for row in part if (event := _Event(*row)).holds_its_text()]
+        captured: list[tuple[_Event, str]] = []
+        for event in (_Event(*row) for row in part):
+            try:
+                text = event.text(keys)
+            except NotDecryptedError:
+                not_decrypted += 1
+                text = None
+            if text is not None:
+                captured.append((event, text))
         events += len(part)
         not_captured += len(part) - len(captured)
-        for fingerprint, found in groupby(sorted(captured), lambda event: event.tokenizer_fingerprint):
+        for fingerprint, found in groupby(sorted(captured), lambda one: one[0].tokenizer_fingerprint):
             same = list(found)
             tokenizer = tokenizers.get(fingerprint)
             if tokenizer is None:
                 unknown[fingerprint] += len(same)
                 continue
             recounted += len(same)
-            encodings = tokenizer.encode_batch_fast([event.text for event in same])
+            encodings = tokenizer.encode_batch_fast([text for _, text in same])
             differences += [
                 Difference(event.id, event.prompt_tokens, len(encoding.ids))
-                for event, encoding in zip(same, encodings, strict=True)
+                for (event, _), encoding in zip(same, encodings, strict=True)
                 if event.prompt_tokens != len(encoding.ids)
             ]
     return Recount(
@@ -83,6 +95,7 @@ def recount(connection: Connection, day: date, models_dir: Path) -> Recount:
         events,
         recounted,
         not_captured,
+        not_decrypted,
         _dropped(connection, day),
         dict(unknown),
         tuple(sorted(differences)),
@@ -103,16 +116,22 @@ class _Event(NamedTuple):
     prompt_sha256: str | None
     prompt_prefix: bytes | None
 
-    @property
-    def text(self) -> str:
-        """The prefix as it was sent."""
-        return (self.prompt_prefix or b"").decode()
+    prompt_encrypted: str | None
 
-    def holds_its_text(self) -> bool:
-        """Whether the prefix is the whole text that was counted."""
-        if self.operation not in _OPERATIONS or self.prompt_prefix is None:
-            return False
-        return sha256(self.prompt_prefix).hexdigest() == self.prompt_sha256
+    def text(self, keys: TextKeys) -> str | None:
+        """The whole text that was counted; None: the event does not hold it.
+
+        Raises: NotDecryptedError: it holds it, and can't be read.
+        """
+        if self.operation not in _OPERATIONS:
+            return None
+        if self.prompt_encrypted is not None:
+            text = keys.decrypt(self.prompt_encrypted, self.id)
+        elif self.prompt_prefix is not None:
+            text = self.prompt_prefix.decode()
+        else:
+            return None
+        return text if sha256(text.encode()).hexdigest() == self.prompt_sha256 else None
 
 
 class _Tokenizers:

@@ -12,7 +12,7 @@ from serving.identity import Caller
 from serving.journal import Journal
 from serving.metrics import Metrics
 from serving.settings import ServingSettings
-from tallybook.usage import EVENT_TYPE, UsageEvent
+from tallybook.usage import EVENT_TYPE, MAX_ENCRYPTED, UsageEvent
 
 SOURCE = "tallybook/api"
 _OPTIONAL = ("model_label", "delivered_tokens", "time_to_first_token_seconds")
@@ -68,8 +68,10 @@ class Meter:
     """Records what was served. Safe for many threads."""
 
     def __init__(self, settings: ServingSettings, journal: Journal, metrics: Metrics) -> None:
-        self._keeps_hash = settings.prompt_capture != "none"
-        self._prefix = settings.prompt_prefix_characters if settings.prompt_capture == "prefix" else 0
+        self._capture = settings.prompt_capture
+        self._project_capture = settings.project_prompt_capture
+        self._prefix = settings.prompt_prefix_characters
+        self._keys = settings.text_keys
         self._journal = journal
         self._metrics = metrics
 
@@ -120,10 +122,7 @@ class Meter:
                 data[name] = value
         if caller.api_key_id is not None:
             data["api_key_id"] = caller.api_key_id
-        if self._keeps_hash:
-            data["prompt_sha256"] = hashlib.sha256(served.text.encode()).hexdigest()
-        if self._prefix:
-            data["prompt_prefix"] = served.text[: self._prefix]
+        self._keep(data, served)
         return {
             "specversion": "1.0",
             "id": served.request_id,
@@ -134,3 +133,16 @@ class Meter:
             "datacontenttype": "application/json",
             "data": data,
         }
+
+    def _keep(self, data: dict[str, Any], served: Served) -> None:
+        """Add to the event what the project's policy keeps of the text."""
+        capture = self._project_capture.get(served.caller.project, self._capture)
+        if capture == "none":
+            return
+        data["prompt_sha256"] = hashlib.sha256(served.text.encode()).hexdigest()
+        if capture == "prefix":
+            data["prompt_prefix"] = served.text[: self._prefix]
+        elif capture == "full":
+            encrypted = self._keys.encrypt(served.text, served.request_id)
+            if len(encrypted) <= MAX_ENCRYPTED:  # a longer one must not cost the event
+                data["prompt_encrypted"] = encrypted

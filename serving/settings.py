@@ -6,11 +6,13 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveInt, SecretStr, field_validator
+from pydantic import Field, PositiveInt, SecretStr, field_validator, model_validator
+from typing_extensions import Self
 
 from tallybook.settings import CommonSettings
 from tallybook.usage import NAME
 
+Capture = Literal["none", "hash", "prefix", "full"]
 Weight = Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)]
 Network = IPv4Network | IPv6Network
 # prometheus-client reads this when it is imported; set when several workers count together.
@@ -83,8 +85,13 @@ class ServingSettings(CommonSettings):
     project_departments: dict[str, str] = Field(
         default_factory=dict, description="Department of each project, by the project's name."
     )
-    prompt_capture: Literal["none", "hash", "prefix"] = Field(
-        "hash", description="What an event keeps of the text: nothing, its SHA-256, or that and its start."
+    prompt_capture: Capture = Field(
+        "hash",
+        description="What an event keeps of the text: none, its SHA-256 (hash), that and its start (prefix), "
+        "or that and all of it encrypted with prompt_key (full).",
+    )
+    project_prompt_capture: dict[str, Capture] = Field(
+        default_factory=dict, description="The same for single projects, by their names."
     )
     prompt_prefix_characters: int = Field(
         64, ge=1, le=4096, description="How much of the text prompt_capture = prefix keeps."
@@ -107,6 +114,12 @@ class ServingSettings(CommonSettings):
             for name in names:
                 cls._is_a_name(name)
         return departments
+
+    @model_validator(mode="after")
+    def _can_encrypt(self) -> Self:
+        if "full" in (self.prompt_capture, *self.project_prompt_capture.values()) and self.prompt_key is None:
+            raise ValueError("to capture texts in full needs prompt_key, to encrypt them with")
+        return self
 
     @field_validator("gateway_secret")
     @classmethod

@@ -6,13 +6,16 @@ import os
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
 )
+from typing_extensions import Self
+
+from tallybook.captured import KEY_ID, TextKeys, key_of
 
 CONFIG_VARIABLE = "TALLYBOOK_CONFIG"
 
@@ -47,10 +50,40 @@ class CommonSettings(BaseSettings):
         description="SQLAlchemy URL of the ledger: sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME.",
     )
 
+    prompt_keys: dict[str, SecretStr] = Field(
+        default_factory=dict,
+        description="Keys of captured texts by their ids: 32 bytes in Base64 each, as `openssl rand -base64 "
+        "32` writes them. Keep an old one for as long as its texts are to be read.",
+    )
+    prompt_key: str | None = Field(
+        None, description="The id of the key that encrypts texts captured in full from now on."
+    )
+
+    @property
+    def text_keys(self) -> TextKeys:
+        """What encrypts and reads captured texts."""
+        keys = {key_id: key_of(key.get_secret_value()) for key_id, key in self.prompt_keys.items()}
+        return TextKeys(keys, self.prompt_key)
+
     @property
     def zone(self) -> ZoneInfo:
         """The billing time zone."""
         return ZoneInfo(self.time_zone)
+
+    @field_validator("prompt_keys")
+    @classmethod
+    def _are_keys(cls, keys: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for key_id, key in keys.items():
+            if not KEY_ID.fullmatch(key_id):
+                raise ValueError("the id of a key must be 1-64 of letters, digits and ._-")
+            key_of(key.get_secret_value())
+        return keys
+
+    @model_validator(mode="after")
+    def _has_the_current_key(self) -> Self:
+        if self.prompt_key is not None and self.prompt_key not in self.prompt_keys:
+            raise ValueError(f"prompt_key: there is no key {self.prompt_key!r} in prompt_keys")
+        return self
 
     @field_validator("time_zone")
     @classmethod

@@ -19,6 +19,7 @@ GROUND = {
     "acts",
     "usage",
     "calendar",
+    "captured",
     "database",
     "settings",
     "segments",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,13 @@ from billing.recount import Difference, Recount, recount
 from billing.retention import drop_events
 from serving.tokenization import load_version
 from tallybook.calendar import billing_day
+from tallybook.captured import TextKeys
 from tallybook.usage import UsageEvent
 from tests.apis import MODEL, export, running_app
 from tests.billing.days import close
 from tests.billing.factories import DAY, ZONE, an_event, write_segment
 
+NO_KEYS = TextKeys({}, None)
 TEXTS = [
     "房间很干净",
     "hotel 服务态度差!",
@@ -47,11 +50,11 @@ def captured(models_dir: Path, text: str, version: int = 1, **changes: Any) -> U
     return an_event(**(counted | changes))
 
 
-def recounted(ledger: Engine, folder: Path, *events: UsageEvent) -> Recount:
+def recounted(ledger: Engine, folder: Path, *events: UsageEvent, keys: TextKeys = NO_KEYS) -> Recount:
     write_segment(folder / "journal", events)
     ingest(ledger, folder / "journal", ZONE)
     with reading(ledger) as connection:
-        return recount(connection, DAY, folder / "models")
+        return recount(connection, DAY, folder / "models", keys)
 
 
 @pytest.fixture
@@ -70,11 +73,34 @@ def test_what_the_api_metered_is_what_an_auditor_counts(ledger: Engine, tmp_path
     assert len(served) == len(TEXTS)
     ingest(ledger, tmp_path / "journal", ZONE)
     with reading(ledger) as connection:
-        found = [recount(connection, day, tmp_path / "models") for day in sorted(days)]
+        found = [recount(connection, day, tmp_path / "models", NO_KEYS) for day in sorted(days)]
     assert sum(each.events for each in found) == len(TEXTS)
     assert sum(each.not_captured for each in found) == 1  # longer than what is kept
     assert sum(each.recounted for each in found) == len(TEXTS) - 1
     assert [each.differences for each in found] == [()] * len(found)
+
+
+def test_texts_captured_in_full_are_counted_by_who_has_the_key(
+    ledger: Engine, tmp_path: Path, models: Path
+) -> None:
+    keys = TextKeys({"old": b"o" * 32, "new": b"n" * 32}, "new")
+    text = "房间很干净 " * 6
+    whole = captured(models, text)
+
+    def sealed(by: TextKeys, **changes: Any) -> UsageEvent:
+        event = captured(models, text, prompt_prefix=None, **changes)
+        return replace(event, prompt_encrypted=by.encrypt(text, event.id))
+
+    old, lost = TextKeys({"old": b"o" * 32}, "old"), TextKeys({"lost": b"l" * 32}, "lost")
+    moved = replace(sealed(keys), prompt_encrypted=sealed(keys).prompt_encrypted)
+    forged = sealed(keys, prompt_tokens=3)
+    found = recounted(
+        ledger, tmp_path, whole, sealed(keys), sealed(old), sealed(lost), moved, forged, keys=keys
+    )
+    assert found == Recount(
+        DAY, events=6, recounted=4, not_captured=2, not_decrypted=2,
+        differences=(Difference(forged.id, 3, whole.prompt_tokens),),
+    )  # fmt: skip
 
 
 def test_a_forged_count_is_found_and_named(ledger: Engine, tmp_path: Path, models: Path) -> None:
@@ -145,9 +171,9 @@ def test_events_that_retention_has_dropped_are_told_not_passed_over(
     close(ledger, DAY)
     assert [dropped.events for dropped in drop_events(ledger, DAY + timedelta(days=1))] == [1]
     with reading(ledger) as connection:
-        assert recount(connection, DAY, models) == Recount(DAY, dropped=1)
+        assert recount(connection, DAY, models, NO_KEYS) == Recount(DAY, dropped=1)
 
 
 def test_a_day_without_events_has_nothing_to_count(sqlite_ledger: Engine, tmp_path: Path) -> None:
     with reading(sqlite_ledger) as connection:
-        assert recount(connection, DAY, tmp_path / "none") == Recount(DAY)
+        assert recount(connection, DAY, tmp_path / "none", NO_KEYS) == Recount(DAY)

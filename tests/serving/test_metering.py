@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serving import metering
 from tests.apis import running_app
 
 TEXT = "房间很干净" * 10
@@ -33,6 +34,54 @@ def test_an_event_keeps_of_the_text_what_is_configured_and_no_more(
         assert (event.prompt_sha256, event.prompt_prefix) == (digest, prefix)
     [segment] = (tmp_path / "journal").glob("*.jsonl")
     assert TEXT.encode() not in segment.read_bytes()
+
+
+KEY = {"k1": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY="}
+
+
+def test_a_text_captured_in_full_is_encrypted_and_stands_nowhere_in_the_open(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with running_app(tmp_path, prompt_capture="full", prompt_keys=KEY, prompt_key="k1") as api:
+        assert api.analyze(TEXT).status_code == 200
+        [event] = api.events()
+        keys = api.services.settings.text_keys
+    assert event.prompt_encrypted is not None
+    assert keys.decrypt(event.prompt_encrypted, event.id) == TEXT
+    assert (event.prompt_sha256, event.prompt_prefix) == (hashlib.sha256(TEXT.encode()).hexdigest(), None)
+    [segment] = (tmp_path / "journal").glob("*.jsonl")
+    written = segment.read_text() + "".join(capfd.readouterr())
+    assert TEXT[:4] not in written
+    assert orjson.dumps(TEXT[:4]).decode() not in written
+
+
+def test_each_project_has_its_policy(tmp_path: Path) -> None:
+    policies = {"secret": "none", "open": "prefix", "audited": "full"}
+    settings: dict[str, Any] = {"project_prompt_capture": policies, "prompt_keys": KEY, "prompt_key": "k1"}
+    with running_app(tmp_path, **settings) as api:
+        for project in [*policies, "default"]:
+            api.analyze(TEXT, **{"X-Project-ID": project})
+        events = {event.project: event for event in api.events()}
+    kept = {
+        project: [
+            name for name in ("prompt_sha256", "prompt_prefix", "prompt_encrypted") if getattr(event, name)
+        ]
+        for project, event in events.items()
+    }
+    assert kept == {
+        "secret": [],
+        "open": ["prompt_sha256", "prompt_prefix"],
+        "audited": ["prompt_sha256", "prompt_encrypted"],
+        "default": ["prompt_sha256"],
+    }
+
+
+def test_a_text_too_long_to_keep_costs_no_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metering, "MAX_ENCRYPTED", 60)
+    with running_app(tmp_path, prompt_capture="full", prompt_keys=KEY, prompt_key="k1") as api:
+        assert api.analyze(TEXT).status_code == 200
+        [event] = api.events()
+    assert event.prompt_encrypted is None
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
