@@ -13,8 +13,8 @@ from sqlalchemy.engine import Connection
 
 from billing.exports import harmless
 from billing.money import decimals, to_decimal
+from billing.selection import EVERYBODY, Whose
 from billing.tables import RATED_BY, SUBJECT, TERMS, bill_lines
-from billing.totals import of_user
 
 _KEY = ("day", "usage_day", *SUBJECT, *RATED_BY, *TERMS)
 _QUANTITIES = ("quantity_tokens", "quantity_requests", "tokens_before")
@@ -22,9 +22,9 @@ COLUMNS = (*_KEY, *_QUANTITIES, "unit_price", "per_tokens", "currency", "amount"
 _NUMBERS = {*_QUANTITIES, "context_band", "tier", "discount_percent", "unit_price", "per_tokens", "amount"}
 
 
-def read_lines(connection: Connection, day: date, user: str | None = None) -> list[Mapping[str, Any]]:
-    """The lines of a day's bills, as rows of `bill_lines`; of one user when `user` is given."""
-    query = of_user(sa.select(bill_lines).where(bill_lines.c.day == day), bill_lines, user)
+def read_lines(connection: Connection, day: date, whose: Whose = EVERYBODY) -> list[Mapping[str, Any]]:
+    """The lines of a day's bills, as rows of `bill_lines`."""
+    query = sa.select(bill_lines).where(bill_lines.c.day == day, *whose.where(bill_lines))
     return [dict(row) for row in connection.execute(query).mappings()]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, tzinfo
 from decimal import Decimal
@@ -62,6 +63,17 @@ def costs_report(
     ]
     pools, elsewhere = recover(seconds, costs, usage)
     return CostsReport(period, costs.currency, until, sum(seconds.values(), Fraction(0)), pools, elsewhere)
+
+
+def pools_by_day(
+    connection: Connection, costs: CostList, days: Sequence[date], zone: tzinfo, now: datetime
+) -> Iterator[tuple[date, list[PoolRecovery]]]:
+    """What each pool cost and was used for on each day, in one reading of them all; trainings left out."""
+    used: dict[date, list[tuple[date, str, Sums]]] = defaultdict(list)
+    for usage in _used(connection, min(days), max(days)):
+        used[usage[0]].append(usage)
+    for day in days:
+        yield day, recover({day: _seconds(day, zone, now)}, costs, used[day])[0]
 
 
 def _seconds(day: date, zone: tzinfo, until: datetime) -> Fraction:

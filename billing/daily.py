@@ -28,6 +28,7 @@ from billing.outbox import deliver, enqueue, is_enqueued
 from billing.price_book import kept_tariff, sync_prices
 from billing.price_file import read_tariff
 from billing.report import day_report
+from billing.selection import Selection
 from billing.settings import BillingSettings
 from billing.store import IngestResult
 from billing.tables import bill_days
@@ -144,7 +145,7 @@ def _report(settings: BillingSettings, connection: Connection, day: date, user: 
         folder /= f"user={user}"
     for name, image in draw_charts(told, settings.mail_language).items():
         write_whole(folder / f"{name}.png", image)
-    write_whole(folder / "bill.csv", write_bill(read_lines(connection, day, user)))
+    write_whole(folder / "bill.csv", write_bill(read_lines(connection, day, Selection(user))))
     return folder
 
 
@@ -159,7 +160,7 @@ def _compose(
         sender=settings.mail_from,
         recipients=settings.mail_to,
         charts=draw_charts(told, settings.mail_language),
-        bill=write_bill(read_lines(connection, day, user)),
+        bill=write_bill(read_lines(connection, day, Selection(user))),
         proof=prove(connection, day),
     )
 

@@ -13,8 +13,9 @@ from billing.command import ledger_transaction, told_errors
 from billing.exports import Exported, export_file, month_of, period, told_days
 from billing.focus_files import export_focus, rows_writer
 from billing.ledger import open_ledger, reading
+from billing.selection import Selection
 from billing.settings import BillingSettings
-from billing.statement import Selection, statement
+from billing.statement import statement
 from billing.statement_text import as_csv, as_text
 
 _MONTH = click.argument("month", type=click.DateTime(["%Y-%m"]), metavar="YYYY-MM")

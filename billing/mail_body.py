@@ -74,10 +74,9 @@ def render(
         bill_name: the file name of the attached bill.
         proof: what was proven when the day was closed.
     """
-    title = told.title if report.user is None else told.title_user
     view = {
         "told": told,
-        "title": title.format(day=told.date(report.day), user=shown(report.user or "")),
+        "title": summary.title(report, told),
         "state": summary.state(report, told),
         "settled": report.state == "closed" and not report.early,
         "tiles": _tiles(report, told) if report.total.requests or report.before else [],
@@ -140,10 +139,11 @@ def _tiles(report: DayReport, told: Words) -> list[Tile]:
 
 def _tables(report: DayReport, told: Words) -> list[Table]:
     parts = [
-        (told.by_project, told.dimensions["project"], report.projects),
         (told.by_department, told.dimensions["department"], report.departments),
         (told.by_model, told.dimensions["model"], report.models),
     ]
+    if report.project is None:
+        parts.insert(0, (told.by_project, told.dimensions["project"], report.projects))
     if report.user is None:
         parts.append((told.top_users, told.dimensions["user"], report.users))
     tables = [_part_table(title, of, each, report.total, told) for title, of, each in parts if each]

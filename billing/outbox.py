@@ -1,12 +1,13 @@
 """The outbox: mails are kept before they are sent, and sent until somebody took them.
 
-A mail goes from `pending` to `sent`, or to `refused` when the server has said no to someone for days.
+A mail goes from `pending` to `sent`; to `written`, a file, where there is no mail server; or to `refused`
+when the server has said no to someone for days.
 """
 
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
@@ -25,12 +26,14 @@ from billing.files import write_whole
 from billing.ledger import insert, reading, writing
 from billing.mail import POLICY
 from billing.settings import BillingSettings
-from billing.smtp import SmtpServer
+from billing.smtp import SmtpServer, SmtpSession
 from billing.tables import mails
 
 # As long as mail servers try (RFC 5321, 4.5.4.1); what can't be handed over at all is tried for ever.
 GIVE_UP_AFTER = timedelta(days=5)
-State = Literal["pending", "sent", "refused"]
+State = Literal["pending", "written", "sent", "refused"]
+KEPT = timedelta(days=30)  # what was delivered; then only that it was
+_SILENCES = 2  # in a row, after which a server is left alone: each may take half a minute
 _LOCK_KEY = 7_411_402_557  # not the ledger's: who holds it is the only one to deliver
 
 
@@ -69,54 +72,101 @@ def deliver(engine: Engine, settings: BillingSettings, now: datetime | None = No
 
     A mail is `sent` once everybody took it. Whoever took it is remembered and does not get it again;
     whoever did not is tried again by the next run. No transaction is open while a server is talked to,
-    and of several callers one delivers at a time, the others wait. A crash between the hand-over and its
-    record leaves the mail pending: the next run hands over the same bytes, with the same Message-ID.
+    one mail at a time is in memory, and of several callers one delivers, the others wait. A crash between the
+    hand-over and its record leaves the mail pending: the next run hands over the same bytes, with the same
+    Message-ID. A server that can't be reached, or twice did not answer, is left alone until the next run.
     Raises: MailError: `smtp_url` is malformed. What goes wrong with one mail is told in its Delivery.
     """
     server = SmtpServer.of(settings.smtp_url.get_secret_value()) if settings.smtp_url else None
+    now = now or datetime.now(timezone.utc)
     with _alone(engine):
+        _forget_old(engine, now)
         with reading(engine) as connection:
             pending = connection.execute(
-                sa.select(mails).where(mails.c.state == "pending").order_by(mails.c.created_at, mails.c.id)
+                sa.select(mails.c.id, mails.c.day)
+                .where(mails.c.state == "pending")
+                .order_by(mails.c.created_at, mails.c.id)
             ).all()
-        return [_deliver(engine, mail, server, settings.outbox_dir, now) for mail in pending]
+        if server is None:
+            return [_write(engine, mail_id, settings.outbox_dir, now) for mail_id, _ in pending]
+        return _send_all(engine, [(row.id, row.day) for row in pending], server, now) if pending else []
 
 
-def _deliver(
-    engine: Engine, mail: sa.Row[Any], server: SmtpServer | None, folder: Path, now: datetime | None
-) -> Delivery:
-    now = now or datetime.now(timezone.utc)
+def _write(engine: Engine, mail_id: str, folder: Path, now: datetime) -> Delivery:
+    mail, place = _read(engine, mail_id), folder / file_name(mail_id)
+    state: State = "written"
+    error = None
+    try:
+        write_whole(place, mail.message)
+    except OSError as failure:
+        state, error = "pending", str(failure)
+    return _recorded(engine, Delivery(mail_id, mail.day, state, str(place), error), mail.delivered_to, now)
+
+
+def _send_all(
+    engine: Engine, pending: Sequence[tuple[str, date]], server: SmtpServer, now: datetime
+) -> list[Delivery]:
+    done: list[Delivery] = []
+    silences = 0
+    session = SmtpSession(server)
+    try:
+        for mail_id, _ in pending:
+            session.open(patience=silences < _SILENCES)
+            done.append(_send(engine, mail_id, session, str(server), now))
+            silences = 0 if session.is_open else silences + 1
+    except MailError as away:
+        left = [Delivery(i, day, "pending", str(server), str(away)) for i, day in pending[len(done) :]]
+        with writing(engine) as connection:
+            connection.execute(
+                mails.update().where(mails.c.state == "pending", mails.c.last_error.is_(None))
+                .values(last_error=str(away))
+            )  # fmt: skip
+        done += left
+    finally:
+        session.close()
+    return done
+
+
+def _send(engine: Engine, mail_id: str, session: SmtpSession, place: str, now: datetime) -> Delivery:
+    mail = _read(engine, mail_id)
     took: list[str] = mail.delivered_to
     error = None
     state: State = "pending"
-    place = str(server) if server else str(folder / file_name(mail.id))
     try:
-        if server is None:
-            write_whole(folder / file_name(mail.id), mail.message)
-            state = "sent"
+        recipients = [address for address in _recipients(mail.message) if address not in took]
+        refused = session.send(mail.message, recipients)
+        took = [*took, *(address for address in recipients if address not in refused)]
+        if refused:
+            error = "; ".join(f"{address} was refused: {reason}" for address, reason in refused.items())
+            state = "refused" if now - mail.created_at > GIVE_UP_AFTER else "pending"
         else:
-            recipients = [address for address in _recipients(mail.message) if address not in took]
-            refused = server.send(mail.message, recipients)
-            took = [*took, *(address for address in recipients if address not in refused)]
-            if refused:
-                error = "; ".join(f"{address} was refused: {reason}" for address, reason in refused.items())
-                state = "refused" if now - mail.created_at > GIVE_UP_AFTER else "pending"
-            else:
-                state = "sent"
-    except (MailError, OSError) as failure:
+            state = "sent"
+    except MailError as failure:
         error = str(failure)
+    return _recorded(engine, Delivery(mail_id, mail.day, state, place, error), took, now)
+
+
+def _read(engine: Engine, mail_id: str) -> sa.Row[Any]:
+    with reading(engine) as connection:
+        return connection.execute(sa.select(mails).where(mails.c.id == mail_id)).one()
+
+
+def _recorded(engine: Engine, delivery: Delivery, took: list[str], now: datetime) -> Delivery:
+    sent_at = now if delivery.state == "sent" else None
     with writing(engine) as connection:
         connection.execute(
             mails.update()
-            .where(mails.c.id == mail.id)
-            .values(
-                state=state,
-                delivered_to=took,
-                sent_at=now if state == "sent" else None,
-                last_error=error,
-            )
+            .where(mails.c.id == delivery.mail_id)
+            .values(state=delivery.state, delivered_to=took, sent_at=sent_at, last_error=delivery.error)
         )
-    return Delivery(mail.id, mail.day, state, place, error)
+    return delivery
+
+
+def _forget_old(engine: Engine, now: datetime) -> None:
+    """Keep of mails that were delivered a month ago that they were, and no longer what they said."""
+    old = sa.and_(mails.c.state.in_(("sent", "written")), mails.c.created_at < now - KEPT)
+    with writing(engine) as connection:
+        connection.execute(mails.update().where(old, mails.c.message != b"").values(message=b""))
 
 
 def _recipients(message: bytes) -> list[str]:

@@ -15,6 +15,7 @@ from billing.errors import ExportError
 from billing.exports import Period, ledger_currency, month_of, open_days, unit_price
 from billing.money import charge, exact_price
 from billing.rating import MINIMUM, UNRATED
+from billing.selection import Selection
 from billing.tables import bill_lines
 from tallybook.calendar import month_start
 
@@ -23,24 +24,6 @@ _TERMS = ("unit_price", "per_tokens", "currency")
 # What is rounded once a month.
 _ROUNDED = ("user_id", "project", "department", "direction", "price_id", "tier", "discount_percent")
 _SEARCHED = 10_000  # among how many lines an example of a carry is looked for
-
-
-@dataclass(frozen=True)
-class Selection:
-    """Whose statement it is; without any of them, everybody's."""
-
-    user: str | None = None
-    project: str | None = None
-    department: str | None = None
-
-    def __str__(self) -> str:
-        said = (("user", self.user), ("project", self.project), ("department", self.department))
-        return ", ".join(f"{name} {value}" for name, value in said if value is not None) or "everybody"
-
-    def where(self) -> list[sa.ColumnElement[bool]]:
-        """The lines that it selects."""
-        said = (("user_id", self.user), ("project", self.project), ("department", self.department))
-        return [bill_lines.c[name] == value for name, value in said if value is not None]
 
 
 class Row(NamedTuple):
@@ -139,7 +122,7 @@ def statement(
     """
     selection = selection or Selection()
     month = month_of(day, zone, now)
-    where = [bill_lines.c.day.between(month.first, month.last), *selection.where()]
+    where = [bill_lines.c.day.between(month.first, month.last), *selection.where(bill_lines)]
     rows = _rows(connection, where)
     if not rows:
         raise ExportError("no_bills", f"there are no bills of {selection} in {month.first:%Y-%m}")

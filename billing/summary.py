@@ -37,11 +37,24 @@ def subject(report: DayReport, told: Words) -> str:
         unrated = told.count(told.tokens, total.unrated_tokens)
         figures.append(told.subject_unrated.format(tokens=unrated))
     said = told.between_figures.join(figures) if figures else told.subject_empty
-    template = told.subject if report.user is None else told.subject_user
-    mark = (
-        "" if report.state == "closed" and not report.early else told.mark.format(state=state(report, told))
-    )
-    return mark + template.format(day=report.day, user=shown(report.user or ""), figures=said)
+    template = _whose(report, told.subject, told.subject_user, told.subject_project)
+    marks = [told.simulated] if report.simulated else []
+    if report.state != "closed" or report.early:
+        marks.append(state(report, told))
+    mark = "".join(told.mark.format(state=each) for each in marks)
+    return mark + template.format(day=report.day, user=shown(report.owner or ""), figures=said)
+
+
+def title(report: DayReport, told: Words) -> str:
+    """'Bill of Sunday, 22 November 2026', with the user or project whose it is."""
+    template = _whose(report, told.title, told.title_user, told.title_project)
+    return template.format(day=told.date(report.day), user=shown(report.owner or ""))
+
+
+def _whose(report: DayReport, everybody: str, user: str, project: str) -> str:
+    if report.owner is None:
+        return everybody
+    return project if report.user is None else user
 
 
 def state(report: DayReport, told: Words) -> str:
@@ -61,7 +74,7 @@ def paragraphs(report: DayReport, told: Words) -> list[str]:
 
 def notices(report: DayReport, told: Words) -> list[Notice]:
     """Draft or closed early, unrated tokens, events set aside, days left open, corrections."""
-    found = []
+    found = [Notice("warning", told.notice_simulated)] if report.simulated else []
     if report.state == "draft":
         found.append(Notice("warning", told.notice_draft))
     if report.state == "unbilled" and not report.is_empty:
@@ -101,10 +114,12 @@ def _used(report: DayReport, told: Words) -> str:
         return said
     users = sum(part.totals.requests > 0 for part in report.users)
     projects = told.count(told.projects, sum(part.totals.requests > 0 for part in report.projects))
-    who = told.who_all if report.user is None else told.who_user
+    who = _whose(report, told.who_all, told.who_user, told.who_project)
     used = (told.used_cached if total.cached_tokens else told.used).format(
         day=day,
-        who=who.format(user=shown(report.user or ""), users=told.count(told.users, users), projects=projects),
+        who=who.format(
+            user=shown(report.owner or ""), users=told.count(told.users, users), projects=projects
+        ),
         requests=told.count(told.requests, total.requests),
         tokens=told.count(told.tokens, total.total_tokens),
         prompt=number(total.prompt_tokens),

@@ -299,7 +299,7 @@ mails = sa.Table(
     sa.Column("sent_at", Instant),
     sa.Column("delivered_to", sa.JSON, nullable=False),  # who took it: they don't get it again
     sa.Column("last_error", sa.Text),
-    sa.CheckConstraint("state in ('pending', 'sent', 'refused')", name="mails_state"),
+    sa.CheckConstraint("state in ('pending', 'written', 'sent', 'refused')", name="mails_state"),
 )
 
 # What every training took: read from the files that training writes, each stored once by its id.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date
@@ -15,6 +16,7 @@ from billing.aggregates import whole
 from billing.errors import LedgerError
 from billing.price_book import kept_tariff
 from billing.rating import UNRATED
+from billing.selection import EVERYBODY, Whose
 from billing.tables import bill_lines, usage_hours
 
 _COUNTED = ("requests", "prompt_tokens", "cached_tokens", "completion_tokens")
@@ -74,18 +76,23 @@ class Part:
         return " ".join(self.key)
 
 
-def day_total(connection: Connection, day: date, user: str | None = None) -> Totals | None:
-    """The day in all, or of one user; None when it has neither usage nor lines."""
-    found = _parts(connection, day, (), user)
-    return found[0].totals if found else None
+def day_totals(connection: Connection, day: date, whose: Whose = EVERYBODY) -> dict[str, Totals]:
+    """The day in all, by owner; who has neither usage nor lines is absent."""
+    return {owner: found[0].totals for owner, found in _parts(connection, day, (), whose).items()}
 
 
 def day_parts(
-    connection: Connection, day: date, dimension: Dimension, user: str | None = None
-) -> tuple[Part, ...]:
-    """The day by one dimension, most tokens first; the parts sum to `day_total`."""
-    parts = _parts(connection, day, _COLUMNS[dimension], user)
-    return tuple(sorted(parts, key=lambda p: (-p.totals.total_tokens, -(p.totals.amount_minor or 0), p.key)))
+    connection: Connection, day: date, dimension: Dimension, whose: Whose = EVERYBODY
+) -> dict[str, tuple[Part, ...]]:
+    """The day by one dimension, most tokens first, by owner; each one's parts sum to their `day_totals`."""
+    return {
+        owner: tuple(sorted(parts, key=_most_tokens))
+        for owner, parts in _parts(connection, day, _COLUMNS[dimension], whose).items()
+    }
+
+
+def _most_tokens(part: Part) -> tuple[int, int, tuple[str, ...]]:
+    return -part.totals.total_tokens, -(part.totals.amount_minor or 0), part.key
 
 
 def sum_parts(parts: Iterable[Part]) -> Totals:
@@ -104,35 +111,34 @@ def sum_parts(parts: Iterable[Part]) -> Totals:
     )
 
 
-def of_user(query: sa.Select[Any], table: sa.Table, user: str | None) -> sa.Select[Any]:
-    """The query, restricted to one user unless that is None."""
-    return query if user is None else query.where(table.c.user_id == user)
-
-
-def _parts(connection: Connection, day: date, columns: tuple[str, ...], user: str | None) -> list[Part]:
-    tokens = _usage(connection, day, columns, user)
-    amounts = _billed(connection, day, columns, user)
-    return [
-        Part(key, Totals(**(tokens.get(key, {}) | amounts.get(key, {}))))
-        for key in tokens.keys() | amounts.keys()
-    ]
+def _parts(
+    connection: Connection, day: date, columns: tuple[str, ...], whose: Whose
+) -> dict[str, list[Part]]:
+    tokens = _usage(connection, day, columns, whose)
+    amounts = _billed(connection, day, columns, whose)
+    found: dict[str, list[Part]] = defaultdict(list)
+    for owner, *key in tokens.keys() | amounts.keys():
+        sums = tokens.get((owner, *key), {}) | amounts.get((owner, *key), {})
+        found[owner].append(Part(tuple(key), Totals(**sums)))
+    return found
 
 
 def _usage(
-    connection: Connection, day: date, columns: tuple[str, ...], user: str | None
+    connection: Connection, day: date, columns: tuple[str, ...], whose: Whose
 ) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Usage sums by owner and columns."""
     departments = kept_tariff(connection).departments if "department" in columns else None
     # Lines have the department that a rule assigns, by user and project; usage has the event's own.
     known_by = ("user_id", "project", "department") if departments else columns
-    keys = [usage_hours.c[name] for name in known_by]
+    keys = [whose.owner(usage_hours).label("owner"), *(usage_hours.c[name] for name in known_by)]
     sums = [whole(sa.func.sum(usage_hours.c[name])) for name in _COUNTED]
-    query = sa.select(*keys, *sums).where(usage_hours.c.day == day).group_by(*keys)
+    query = sa.select(*keys, *sums).where(usage_hours.c.day == day, *whose.where(usage_hours))
     found: dict[tuple[str, ...], dict[str, Any]] = {}
-    for row in connection.execute(of_user(query, usage_hours, user)):
+    for row in connection.execute(_grouped(query, keys)):
         key, counts = tuple(row[: len(keys)]), row[len(keys) :]
         if departments:
-            user_id, project, department = key
-            key = (departments.assigned(user_id, project, department, day),)
+            owner, user_id, project, department = key
+            key = (owner, departments.assigned(user_id, project, department, day))
         total = found.setdefault(key, dict.fromkeys(_COUNTED, 0))
         for name, count in zip(_COUNTED, counts, strict=True):
             total[name] += count
@@ -140,27 +146,24 @@ def _usage(
 
 
 def _billed(
-    connection: Connection, day: date, columns: tuple[str, ...], user: str | None
+    connection: Connection, day: date, columns: tuple[str, ...], whose: Whose
 ) -> dict[tuple[str, ...], dict[str, Any]]:
+    """Sums of lines by owner and columns."""
     line = bill_lines.c
-    keys = [line[name] for name in columns]
+    keys = [whose.owner(bill_lines).label("owner"), *(line[name] for name in columns)]
     corrects = line.usage_day < day
     unrated = sa.and_(line.price_id == UNRATED, line.usage_day == day)
-    query = (
-        sa.select(
-            *keys,
-            sa.cast(sa.func.sum(line.amount_minor), sa.BigInteger).label("amount_minor"),
-            whole(sa.func.sum(sa.case((corrects, line.amount_minor), else_=0))).label("corrections_minor"),
-            whole(sa.func.sum(sa.case((unrated, line.quantity_tokens), else_=0))).label("unrated_tokens"),
-            sa.func.min(line.currency).label("currency"),
-            sa.func.max(line.currency).label("other_currency"),
-            sa.func.count().label("lines"),
-        )
-        .where(line.day == day)
-        .group_by(*keys)
-    )
+    query = sa.select(
+        *keys,
+        sa.cast(sa.func.sum(line.amount_minor), sa.BigInteger).label("amount_minor"),
+        whole(sa.func.sum(sa.case((corrects, line.amount_minor), else_=0))).label("corrections_minor"),
+        whole(sa.func.sum(sa.case((unrated, line.quantity_tokens), else_=0))).label("unrated_tokens"),
+        sa.func.min(line.currency).label("currency"),
+        sa.func.max(line.currency).label("other_currency"),
+        sa.func.count().label("lines"),
+    ).where(line.day == day, *whose.where(bill_lines))
     found = {}
-    for row in connection.execute(of_user(query, bill_lines, user)).mappings():
+    for row in connection.execute(_grouped(query, keys)).mappings():
         if row["currency"] != row["other_currency"]:
             raise LedgerError(
                 "currencies_mixed",
@@ -169,9 +172,16 @@ def _billed(
             )
         if row["lines"]:
             names = ("amount_minor", "corrections_minor", "unrated_tokens", "currency")
-            found[_key(row, columns)] = {name: row[name] for name in names}
+            key = tuple(row[name] for name in ("owner", *columns))
+            found[key] = {name: row[name] for name in names}
     return found
 
 
-def _key(row: sa.RowMapping, columns: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(row[name] for name in columns)
+def _grouped(query: sa.Select[Any], keys: list[Any]) -> sa.Select[Any]:
+    return query.group_by(*by_owner(keys[0]), *keys[1:])
+
+
+def by_owner(owner: sa.ColumnElement[Any]) -> list[sa.ColumnElement[Any]]:
+    """What to group by for a `Whose.owner`: nothing when that is a constant."""
+    constant = isinstance(getattr(owner, "element", owner), sa.BindParameter)
+    return [] if constant else [owner]

@@ -38,6 +38,7 @@ class Words:
 
     title: str
     title_user: str
+    title_project: str
     state_closed: str
     state_early: str
     state_draft: str
@@ -45,6 +46,7 @@ class Words:
 
     subject: str
     subject_user: str
+    subject_project: str
     subject_empty: str
     subject_unrated: str
     subject_change: str
@@ -55,6 +57,7 @@ class Words:
     empty_bill: str
     who_all: str
     who_user: str
+    who_project: str
     used: str
     used_cached: str
     costs: str
@@ -78,6 +81,8 @@ class Words:
     notice_corrections: str
     notice_set_aside: str
     notice_open_days: str
+    notice_simulated: str
+    simulated: str
 
     cost: str
     total_tokens: str
@@ -111,6 +116,15 @@ class Words:
     axis_hour: str
     axis_tokens: str
     axis_cost: str
+    chart_lengths: str
+    chart_latency: str
+    chart_unit_costs: str
+    axis_seconds: str
+    axis_utilisation: str
+    axis_unit_cost: str
+    usual: str
+    median: str
+    slowest: str
 
     def count(self, noun: Noun, number: int, *, sign: bool = False) -> str:
         """'1 request', '1,234 requests'; with a sign when it is a change: '+1 request'."""

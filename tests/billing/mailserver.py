@@ -39,6 +39,17 @@ class MailServer:
     taken: list[Taken] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     refuses_data: str = ""
+    connections: int = 0
+    ends_after_each: bool = False
+    seconds_to_answer: float = 0
+
+    async def handle_EHLO(  # noqa: N802 (the library's name)
+        self, server: SMTP, session: Session, envelope: Envelope, hostname: str, responses: list[str]
+    ) -> list[str]:
+        """Count the connection."""
+        self.connections += 1
+        session.host_name = hostname
+        return responses
 
     async def handle_RCPT(  # noqa: N802 (the library's name)
         self, server: SMTP, session: Session, envelope: Envelope, address: str, options: list[str]
@@ -55,8 +66,12 @@ class MailServer:
         """Take the mail."""
         if self.refuses_data:
             return self.refuses_data
+        await asyncio.sleep(self.seconds_to_answer)
         assert isinstance(envelope.original_content, bytes)
         self.taken.append(Taken(list(envelope.rcpt_tos), envelope.original_content, session.ssl is not None))
+        if self.ends_after_each:
+            assert server.transport is not None
+            asyncio.get_running_loop().call_later(0.01, server.transport.close)
         return "250 taken"
 
 

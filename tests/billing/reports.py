@@ -6,8 +6,9 @@ from datetime import date, timedelta
 from typing import Any
 
 from billing.closure import Proof
-from billing.report import DayReport, Hour, TrendDay
+from billing.report import DayReport, Hour
 from billing.totals import Part, Totals
+from billing.trend import TrendDay
 from tallybook.calendar import ONE_DAY, ONE_HOUR, day_interval
 from tests.billing.factories import AFTER, DAY, ZONE
 

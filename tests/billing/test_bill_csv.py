@@ -15,6 +15,7 @@ from sqlalchemy.engine import Engine
 from billing.bill_csv import COLUMNS, read_lines, write_bill
 from billing.ledger import reading
 from billing.money import to_decimal
+from billing.selection import Selection
 from tests.billing.days import at, bring, close, report
 from tests.billing.factories import DAY, a_price, an_event
 
@@ -51,7 +52,7 @@ def rows(bill: bytes) -> list[dict[str, str]]:
 
 def bill_of(ledger: Engine, user: str | None = None) -> bytes:
     with reading(ledger) as connection:
-        return write_bill(read_lines(connection, DAY, user))
+        return write_bill(read_lines(connection, DAY, Selection(user)))
 
 
 def test_a_row_holds_a_line_under_the_ledgers_names() -> None:

@@ -22,7 +22,8 @@ from billing.focus import COLUMNS
 from billing.focus_files import export_focus, rows_writer
 from billing.ledger import reading, writing
 from billing.money import to_decimal
-from billing.statement import Selection, statement
+from billing.selection import Selection
+from billing.statement import statement
 from billing.tables import bill_lines
 from tallybook.cli import main
 from tests.billing.factories import ZONE, a_price

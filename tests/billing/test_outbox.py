@@ -22,7 +22,7 @@ from billing.ledger import open_ledger, writing
 from billing.mail import POLICY
 from billing.outbox import Delivery, deliver, enqueue, is_enqueued
 from billing.settings import BillingSettings
-from billing.smtp import SmtpServer
+from billing.smtp import SmtpSession
 from billing.tables import mails
 from tests.billing.factories import AFTER, DAY
 from tests.billing.mailserver import MailServer, mail_server
@@ -83,7 +83,8 @@ def test_a_mail_that_is_rolled_back_is_not_sent(ledger: Engine, to_files: Billin
 def test_without_a_server_mails_are_written_as_files(ledger: Engine, to_files: BillingSettings) -> None:
     put(ledger)
     [delivery] = deliver(ledger, to_files)
-    assert (delivery.mail_id, delivery.state, delivery.error) == ("2026-11-21", "sent", None)
+    assert (delivery.mail_id, delivery.state, delivery.error) == ("2026-11-21", "written", None)
+    assert (row(ledger).state, row(ledger).sent_at) == ("written", None)
     assert Path(delivery.place).read_bytes() == row(ledger).message
     assert [file.name for file in to_files.outbox_dir.iterdir()] == ["2026-11-21.eml"]
     assert deliver(ledger, to_files) == []
@@ -96,7 +97,7 @@ def test_no_mail_id_leads_out_of_the_outbox(
     put(sqlite_ledger, mail_id)
     put(sqlite_ledger, mail_id + "x")
     deliveries = deliver(sqlite_ledger, to_files)
-    assert [d.state for d in deliveries] == ["sent", "sent"]
+    assert [d.state for d in deliveries] == ["written", "written"]
     assert {Path(d.place) for d in deliveries} == set(to_files.outbox_dir.iterdir())
     assert len(list(to_files.outbox_dir.iterdir())) == 2
 
@@ -196,10 +197,10 @@ def test_a_crash_after_the_hand_over_repeats_the_same_bytes(
     ledger_url: str, ledger: Engine, server: MailServer
 ) -> None:
     put(ledger)
-    # A process that dies as the first transaction after the hand-over begins.
+    # A process that dies when it would record the hand-over.
     crash = (
         "import os, sys; from billing import outbox; from billing.ledger import open_ledger;"
-        "from billing.settings import BillingSettings; outbox.writing = lambda engine: os._exit(9);"
+        "from billing.settings import BillingSettings; outbox._recorded = lambda *what: os._exit(9);"
         "outbox.deliver(open_ledger(sys.argv[1], 'Asia/Shanghai'), BillingSettings(smtp_url=sys.argv[2]))"
     )
     died = subprocess.run([sys.executable, "-c", crash, ledger_url, f"smtp://localhost:{server.port}"])
@@ -251,14 +252,60 @@ def test_the_ledger_can_be_written_while_a_server_takes_its_time(
     ledger: Engine, server: MailServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(ledger, "slow")
-    send = SmtpServer.send
+    send = SmtpSession.send
 
     def and_meanwhile_write(*arguments: object) -> dict[str, str]:
         assert put(ledger, "meanwhile")
         return send(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(SmtpServer, "send", and_meanwhile_write)
+    monkeypatch.setattr(SmtpSession, "send", and_meanwhile_write)
     assert [d.mail_id for d in deliver(ledger, by_smtp(server))] == ["slow"]
+
+
+def test_many_mails_go_over_one_connection(ledger: Engine, server: MailServer) -> None:
+    for number in range(5):
+        put(ledger, f"mail {number}")
+    deliver(ledger, by_smtp(server))
+    assert (len(server.taken), server.connections) == (5, 1)
+
+
+def test_a_server_that_ends_each_connection_gets_every_mail_once(
+    sqlite_ledger: Engine, server: MailServer
+) -> None:
+    server.ends_after_each = True
+    for number in range(4):
+        put(sqlite_ledger, f"mail {number}")
+    while any(d.state == "pending" for d in deliver(sqlite_ledger, by_smtp(server))):
+        pass  # it may end the connection just when the next mail begins
+    assert (len(server.taken), server.connections > 1) == (4, True)
+
+
+def test_a_server_that_does_not_answer_is_left_alone_after_the_second_mail(
+    sqlite_ledger: Engine, server: MailServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("billing.smtp._TIMEOUT_SECONDS", 0.3)
+    server.seconds_to_answer = 2
+    for number in range(5):
+        put(sqlite_ledger, f"mail {number}")
+    found = deliver(sqlite_ledger, by_smtp(server))
+    assert [d.state for d in found] == ["pending"] * 5
+    assert ["timed out" in str(d.error) for d in found] == [True, True, False, False, False]
+    assert "breaks off" in str(found[-1].error)
+    assert row(sqlite_ledger, "mail 4").last_error == found[-1].error
+
+
+def test_what_was_delivered_a_month_ago_is_no_longer_kept(
+    sqlite_ledger: Engine, to_files: BillingSettings
+) -> None:
+    put(sqlite_ledger)
+    deliver(sqlite_ledger, to_files)
+    later = row(sqlite_ledger).created_at + timedelta(days=31)
+    put(sqlite_ledger, "newer")
+    deliver(sqlite_ledger, to_files, later - timedelta(days=2))
+    assert row(sqlite_ledger).message
+    deliver(sqlite_ledger, to_files, later)
+    assert (row(sqlite_ledger).message, row(sqlite_ledger).state) == (b"", "written")
+    assert not put(sqlite_ledger), "it is composed again"
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,11 @@ from billing.departments import DepartmentRule
 from billing.driver import Change
 from billing.errors import LedgerError
 from billing.ledger import reading, writing
-from billing.report import Correction, OpenDay, TrendDay, day_report
-from billing.tables import bill_lines, usage_hours
+from billing.report import Correction, OpenDay, day_report
+from billing.tables import bill_lines, event_batches, usage_hours
 from billing.tariff import Tariff
 from billing.totals import Part, Totals
+from billing.trend import TrendDay
 from tallybook.usage import UsageEvent
 from tests.billing.days import at, bring, close, draft, report
 from tests.billing.factories import DAY, a_price, an_event
@@ -150,7 +151,7 @@ def test_a_report_of_one_user_holds_nothing_of_the_others(ledger: Engine) -> Non
     assert first.before == Totals(
         requests=1, prompt_tokens=100, completion_tokens=20, amount_minor=13, currency="CNY"
     )
-    assert first.trend[1:] == (TrendDay(BEFORE, 120, 13), TrendDay(DAY, 120, 13))
+    assert first.trend[1:] == (TrendDay(BEFORE, 120, 13, 1), TrendDay(DAY, 120, 13, 1))
     assert (len(first.open_days), len(second.open_days)) == (1, 0)
     everyone = report(ledger, DAY)
     assert (everyone.set_aside_events, first.set_aside_events) == (1, None)
@@ -204,7 +205,7 @@ def test_the_trend_has_no_gaps_and_at_most_thirty_days(ledger: Engine) -> None:
         DAY - timedelta(days=2): 120,
         DAY: 120,
     }
-    assert trend[-1] == TrendDay(DAY, 120, 13)
+    assert trend[-1] == TrendDay(DAY, 120, 13, 1)
 
 
 def test_the_driver_is_the_user_whose_requests_multiplied(ledger: Engine) -> None:
@@ -272,6 +273,15 @@ def test_hours_trend_and_every_dimension_tell_the_same_tokens(
                     completion_tokens=completion, **REST,
                 )
             )  # fmt: skip
+        connection.execute(sa.delete(event_batches))
+        connection.execute(
+            event_batches.insert().values(
+                id=1, day=DAY, bill_day=DAY, segment="x", offset_bytes=0, requests=len(rows),
+                prompt_tokens=sum(row[4] for row in rows), cached_tokens=0,
+                completion_tokens=sum(row[5] for row in rows), events_root=b"", stored_at=at(DAY),
+                rolled_up=True,
+            )
+        )  # fmt: skip
     told = report(sqlite_ledger, DAY)
     expected = sum(row[4] + row[5] for row in rows)
     assert told.total.total_tokens == expected

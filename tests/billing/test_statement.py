@@ -14,7 +14,8 @@ from sqlalchemy.engine import Connection, Engine
 
 from billing.errors import BillingError
 from billing.ledger import writing
-from billing.statement import Selection, Statement, statement
+from billing.selection import Selection
+from billing.statement import Statement, statement
 from billing.statement_text import as_csv, as_text
 from billing.tables import bill_days, bill_lines, bill_totals
 from tallybook.cli import main
