@@ -8,11 +8,13 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from billing.csv_lines import csv_line
+
 
 def insert_rows(
     connection: Connection, table: sa.Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
-    """Insert rows, each the values of `columns`, in the caller's transaction; memory holds one at a time.
+    """Insert rows, each the values of `columns`, in the caller's transaction.
 
     Values go to the driver as they are: days and moments as ISO 8601 text, moments in UTC to the
     microsecond with their offset, which is how SQLite keeps them and what PostgreSQL reads.
@@ -20,9 +22,7 @@ def insert_rows(
     names = ", ".join(columns)
     cursor: Any = connection.connection.cursor()
     if connection.dialect.name == "postgresql":
-        with cursor.copy(f"COPY {table.name} ({names}) FROM STDIN") as copy:
-            for row in rows:
-                copy.write_row(row)
+        copy_lines(connection, table.name, columns, map(csv_line, rows))
     else:
         marks = ", ".join("?" * len(columns))
         cursor.executemany(f"INSERT INTO {table.name} ({names}) VALUES ({marks})", rows)  # noqa: S608
