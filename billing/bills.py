@@ -22,7 +22,7 @@ from billing.lines import COLUMNS, Rater, make_lines
 from billing.minimums import minimum_lines
 from billing.month_totals import add_closed_lines, tokens_before
 from billing.owing import CLOSED, owing_days, usage_to_bill
-from billing.seals import seal
+from billing.seals import line_leaf, seal
 from billing.tables import bill_days, bill_lines, event_batches
 from billing.tariff import Tariff
 from billing.wallets import charge_wallets
@@ -52,16 +52,17 @@ def rate_day(connection: Connection, day: date, tariff: Tariff) -> int:
     if _state(connection, day) == "closed":
         return _count_lines(connection, day)
     roll_up(connection)
-    return _draft(connection, day, tariff, sum_hours(connection, day))
+    return len(_draft(connection, day, tariff, sum_hours(connection, day)))
 
 
-def _draft(connection: Connection, day: date, tariff: Tariff, usage: sa.Table) -> int:
+def _draft(connection: Connection, day: date, tariff: Tariff, usage: sa.Table) -> list[bytes]:
+    """The leaf hashes of the lines: see `billing.seals`."""
     connection.execute(bill_lines.delete().where(bill_lines.c.day == day))
     connection.execute(
         insert(connection, bill_days).values(day=day, state="draft", early=False).on_conflict_do_nothing()
     )
     drafted: list[date] = []
-    count = 0
+    leaves: list[bytes] = []
     for usage_day in [*owing_days(connection, day, tariff.price_list), day]:
         rater = Rater(tariff, usage_day)
         for usages in usage_to_bill(connection, usage_day, usage if usage_day == day else None):
@@ -69,14 +70,14 @@ def _draft(connection: Connection, day: date, tariff: Tariff, usage: sa.Table) -
             before = tokens_before(connection, day, usage_day, drafted, users)
             rows = make_lines(day, usage_day, rater, usages, before)
             insert_rows(connection, bill_lines, COLUMNS, rows)
-            count += len(rows)
+            leaves += map(line_leaf, rows)
         # Not all at once as they come: they are read while nothing is being copied.
         topped_up = minimum_lines(connection, day, usage_day, tariff, rater)
         while some := list(islice(topped_up, _LINES_AT_ONCE)):
             insert_rows(connection, bill_lines, COLUMNS, some)
-            count += len(some)
+            leaves += map(line_leaf, some)
         drafted.append(usage_day)
-    return count
+    return leaves
 
 
 def close_day(
@@ -109,7 +110,7 @@ def close_day(
     rolled_up = roll_up(connection)
     with _hours_proven(connection, day, begin=not rolled_up) as hours_proven:
         usage = sum_hours(connection, day)
-        lines = _draft(connection, day, tariff, usage)
+        leaves = _draft(connection, day, tariff, usage)
         came_late = sa.and_(event_batches.c.bill_day.is_(None), event_batches.c.day < day)
         connection.execute(event_batches.update().where(came_late).values(bill_day=day))
         connection.execute(
@@ -119,7 +120,7 @@ def close_day(
         )
         add_closed_lines(connection, day)
         charge_wallets(connection, day, now)
-        sealed = seal(connection, day)
+        sealed = seal(connection, day, leaves)
         proof = prove(connection, day, Begun(usage, hours_proven))
     facts = {
         "early": interval.end > now,
@@ -128,7 +129,7 @@ def close_day(
         "proof": asdict(proof),
     }
     chain.append(connection, "close", asdict(sealed) | facts, now)
-    return Closing(day, lines, proof, newly_closed=True)
+    return Closing(day, sealed.lines, proof, newly_closed=True)
 
 
 def _hours_proven(

@@ -1,14 +1,16 @@
-"""Many rows at once: by COPY into PostgreSQL, by executemany into SQLite."""
+"""Many rows at once: in by COPY on PostgreSQL, by executemany on SQLite; out without more than tuples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from billing.csv_lines import csv_line
+
+_ROWS_AT_ONCE = 5000
 
 
 def insert_rows(
@@ -26,6 +28,17 @@ def insert_rows(
     else:
         marks = ", ".join("?" * len(columns))
         cursor.executemany(f"INSERT INTO {table.name} ({names}) VALUES ({marks})", rows)  # noqa: S608
+
+
+def stream(connection: Connection, query: sa.Executable) -> Iterator[tuple[Any, ...]]:
+    """Rows of a query as the driver gives them, some thousand at a time.
+
+    For text, whole numbers and truth, which need no conversion on any database.
+    """
+    with connection.execute(query, execution_options={"yield_per": _ROWS_AT_ONCE}) as result:
+        cursor: Any = result.cursor
+        while part := cursor.fetchmany(_ROWS_AT_ONCE):
+            yield from part
 
 
 def copy_lines(connection: Connection, table: str, columns: Sequence[str], lines: Iterable[bytes]) -> None:

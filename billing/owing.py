@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import date
-from itertools import chain
 from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from billing.aggregates import KEY, whole
+from billing.bulk import stream
 from billing.prices import PriceList
 from billing.rating import UNRATED
 from billing.tables import (
@@ -57,9 +57,8 @@ def usage_to_bill(connection: Connection, usage_day: date, own: sa.Table | None)
     `own`: the sums of the bill's own day (`billing.aggregates.sum_hours`); None: what an earlier day owes.
     """
     query = _owed_usage(usage_day) if own is None else sa.select(own, sa.false().label("was_unrated"))
-    rows = connection.execute(query.order_by("user_id"), execution_options={"yield_per": _ROWS_AT_ONCE})
     stretch: list[Usage] = []
-    for usage in map(Usage._make, chain.from_iterable(rows.partitions())):
+    for usage in map(Usage._make, stream(connection, query.order_by("user_id"))):
         if len(stretch) >= _ROWS_AT_ONCE and usage.user_id != stretch[-1].user_id:
             yield stretch
             stretch = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
-from itertools import chain, groupby
+from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple, NoReturn
 
@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from billing.aggregates import KEY, whole
+from billing.bulk import stream
 from billing.errors import ClosureError
 from billing.lines import Rater
 from billing.money import ExactPrice, charge
@@ -92,9 +93,8 @@ def _prove(
     columns = [bill_lines.c[name] for name in (*KEY, *_TERMS, *_NUMBERS)]
     no_counts = [sa.literal(0, sa.BigInteger).label(name) for name in COUNTS]
     query = sa.union_all(*used, sa.select(*columns, *no_counts).where(which)).order_by("user_id")
-    parts = connection.execute(query, execution_options={"yield_per": 5000}).partitions()
     prices: dict[tuple[Any, ...], ExactPrice] = {}
-    for _, of_user in groupby(map(tuple, chain.from_iterable(parts)), key=itemgetter(0)):
+    for _, of_user in groupby(stream(connection, query), key=itemgetter(0)):
         left: dict[tuple[Any, ...], list[int]] = {}  # tokens used, less those on lines, by direction
         for row in of_user:
             subject, direction = row[:_KEY_END], row[_KEY_END]
