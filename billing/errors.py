@@ -12,6 +12,8 @@ BillingError
 ├── WalletError            credit can't be booked like this
 ├── SourceError            a source of events can't be read
 ├── CountersError          a model server's own counters can't be read
+├── AlertError             an episode is not there, or can't be acknowledged
+├── NotifyError            a channel did not take a message
 ├── SimulationError        simulated usage does not belong into this ledger
 └── MailError              a mail can't be composed or delivered
 """
@@ -69,6 +71,14 @@ class SourceError(BillingError):
 
 class CountersError(BillingError):
     """A model server's own counters can't be read."""
+
+
+class AlertError(BillingError):
+    """An episode is not there, or can't be acknowledged."""
+
+
+class NotifyError(BillingError):
+    """A channel did not take a message; it stays in the outbox and is tried again."""
 
 
 class SimulationError(BillingError):

@@ -75,6 +75,11 @@ def _usual(world: World, number: int, chance: np.random.Generator) -> _Requests:
     moods = chance.gamma(8, 1 / 8, len(expected))
     moods[-1] = 1
     user = np.repeat(np.arange(len(expected)), chance.poisson(expected * moods))
+    return _drawn(world, user, chance)
+
+
+def _drawn(world: World, user: NDArray[np.int64], chance: np.random.Generator) -> _Requests:
+    """Requests of these users, each for one of their projects, and for a model that the project uses."""
     main = chance.random(len(user)) < 0.85
     project = np.where(main, world.projects[user, 0], world.projects[user, 1])
     shares = np.array([[p.mix.get(m.name, 0.0) for m in MODELS] for p in PROJECTS]).cumsum(axis=1)
@@ -95,13 +100,21 @@ def _planted(
     else:
         scope = asked.user == world.users.index(name)
     where = np.flatnonzero(scope)
+    if not len(where) and kind == "user":  # a script needs nobody at the desk
+        one = _drawn(world, np.array([world.users.index(name)]), chance)
+        asked, where = asked + one, np.array([len(asked.user)])
     if not len(where):
         return asked
     if kind == "address":
         stolen = asked.some(chance.choice(where, int(factor)))
         return asked + stolen._replace(strange=np.ones(len(stolen.user), bool))
-    user = world.users.index(name) if kind == "user" else None
-    usual = max(len(where), 0 if user is None else round(float(world.activity[user])))
+    # On a quiet day too it is so many times what is usual.
+    usual = len(where)
+    if kind == "user":
+        usual = max(usual, round(float(world.activity[world.users.index(name)])))
+    elif kind == "project":
+        own = [PROJECTS[project].name == name for project in world.projects[:, 0]]
+        usual = max(usual, round(float(world.activity[:-1][own[:-1]].sum())))
     return asked + asked.some(chance.choice(where, round((factor - 1) * usual)))
 
 

@@ -188,7 +188,9 @@ def make_world(last_day: date, days: int, users: int, requests: float, seed: int
             present[user, start : start + int(chance.integers(3, 11))] = False
     batch_project = next(n for n, p in enumerate(PROJECTS) if p.name == BATCH_PROJECT)
     names = [f"user-{number:0{len(str(users))}}" for number in range(1, users + 1)]
-    surges = _surges(chance, names, activity, present, days)
+    lengths = {m.name: m.prompt[0] + m.completion[0] for m in MODELS}
+    of_project = np.array([sum(part * lengths[m] for m, part in p.mix.items()) for p in PROJECTS])
+    surges = _surges(chance, names, activity * of_project[projects[:, 0]], present, days)
     return World(
         first_day=last_day - (days - 1) * ONE_DAY,
         days=days,
@@ -207,14 +209,17 @@ def make_world(last_day: date, days: int, users: int, requests: float, seed: int
 def _surges(
     chance: np.random.Generator,
     names: list[str],
-    activity: NDArray[np.float64],
+    tokens: NDArray[np.float64],
     present: NDArray[np.bool_],
     days: int,
 ) -> tuple[Surge, ...]:
-    """Surges at days some way apart, from QUIET_DAYS on; of users that were there all along."""
+    """Surges at days some way apart, from QUIET_DAYS on; of users that were there all along.
+
+    `tokens`: what each user needs on a working day; somebody who needs few has no surge that matters.
+    """
     room = list(range(QUIET_DAYS, days - 2, 6))
     chance.shuffle(room)
-    busy = np.argsort(activity)[::-1][: max(3, len(names) // 3)]
+    busy = np.argsort(tokens)[::-1][: max(3, len(names) // 4)]
     found: list[Surge] = []
 
     def take(count: int) -> list[int]:

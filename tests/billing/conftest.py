@@ -5,19 +5,26 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+from zoneinfo import ZoneInfo
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from billing.ledger import open_ledger, reading
+from billing.day_sums import sum_days
+from billing.ledger import open_ledger, reading, writing
+from billing.simulate import simulate
+from billing.simulated_world import make_world
 from tests.billing.generated_month import bill_november
 from tests.postgres import administrator, running_server
 
 TIME_ZONE = "Asia/Shanghai"
+SIMULATED_LAST = date(2026, 9, 30)
+HALF_A_YEAR = make_world(SIMULATED_LAST, days=180, users=120, requests=4.0, seed=7)
 
 
 @pytest.fixture(scope="session")
@@ -120,6 +127,21 @@ def november_ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine
     folder = tmp_path_factory.mktemp("november")
     engine = forgetful(open_ledger(f"sqlite:///{folder / 'ledger.db'}", TIME_ZONE))
     bill_november(engine, folder / "journal")
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture(scope="session")
+def half_a_year(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """A ledger on SQLite with a simulated half-year, summed by day. Only to be read.
+
+    Its last day is SIMULATED_LAST; what was planted is in `HALF_A_YEAR.surges`.
+    """
+    folder = tmp_path_factory.mktemp("half-a-year")
+    engine = forgetful(open_ledger(f"sqlite:///{folder / 'ledger.db'}", TIME_ZONE))
+    simulate(engine, HALF_A_YEAR, folder, ZoneInfo(TIME_ZONE))
+    with writing(engine) as connection:
+        sum_days(connection, HALF_A_YEAR.first_day, SIMULATED_LAST)
     yield engine
     engine.dispose()
 
