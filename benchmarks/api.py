@@ -165,6 +165,9 @@ class _NoJournal:
     def append(self, *_: object) -> None:
         pass
 
+    def waiting(self) -> int:
+        return 0
+
     def problem(self) -> None:
         return None
 

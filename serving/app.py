@@ -74,6 +74,8 @@ def _framed(
             current.end()
             services.metrics.request(current.route or _UNKNOWN_ROUTE, current.status, current.seconds)
             services.log.write(current.line)
+            if services.spans is not None:
+                services.spans.record(current)
 
         try:
             answer = direct.get(current.path) if current.method == "POST" else None

@@ -65,6 +65,7 @@ class EngineCall:
         except BaseException:
             self._reservation.release()
             raise
+        current.operation, current.model = operation, target.model
         current.model_version = target.version_name
         current.prompt_tokens = prompt.tokens
 
@@ -105,6 +106,7 @@ class EngineCall:
                     prompt_tokens=usage.prompt,
                     completion_tokens=usage.completion,
                     started=self.current.started,
+                    trace_id=self.current.client_trace_id,
                     deadline=time.monotonic() + self._services.settings.deadline_seconds,
                     status=status,
                     cached_tokens=usage.cached,
@@ -141,7 +143,8 @@ class EngineCall:
     def _ask(self, path: str, body: bytes) -> Answer:
         engine, upstream = self.target.engine, self.target.upstream
         patience = min(engine.first_token_seconds, engine.total_seconds)
-        answer = upstream.post(path, body, _JSON, patience)
+        headers = {**_JSON, **self.current.passed_on()}
+        answer = upstream.post(path, body, headers, patience)
         if answer.status == 200:
             return answer
         try:

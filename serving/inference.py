@@ -42,6 +42,7 @@ __all__ = [
     "VersionState",
 ]
 
+Metadata = tuple[tuple[str, str], ...]  # of a call: headers in lower case, such as traceparent
 _OUTPUT = "probabilities"
 _CHANNEL_OPTIONS = [
     # A restarted server is found again within a second.
@@ -80,10 +81,16 @@ class ModelClient:
         self._reload = models.HandleReloadConfigRequest
 
     def predict(
-        self, model: str, version: int, input_ids: Sequence[int], timeout_seconds: float
+        self,
+        model: str,
+        version: int,
+        input_ids: Sequence[int],
+        timeout_seconds: float,
+        metadata: Metadata = (),
     ) -> NDArray[np.float32]:
         """The probabilities, float32 [labels], that exactly this version gives for one text's token ids.
 
+        `metadata` goes with the call, for whoever traces it.
         Raises: ModelUnavailableError: not reachable, shutting down or overloaded; ask again later.
             ModelVersionNotFoundError: this version is not served. ModelTimeoutError: no answer in time.
             ModelRejectedError: the server refused the request, or its answer is not what was asked for.
@@ -98,7 +105,7 @@ class ModelClient:
         request.inputs["input_ids"].CopyFrom(tensor_of(ids))
         request.inputs["attention_mask"].CopyFrom(tensor_of(np.ones_like(ids)))
         asked = f"model {model} version {version}"
-        return _probabilities(_call(self._predict, request, timeout_seconds, asked), model, version)
+        return _probabilities(_call(self._predict, request, timeout_seconds, asked, metadata), model, version)
 
     def version_states(self, model: str, timeout_seconds: float) -> dict[int, str]:
         """Every version that the server knows of, with its state: START, LOADING, AVAILABLE, UNLOADING, END.
@@ -131,9 +138,11 @@ class ModelClient:
         self._channel.close()
 
 
-def _call(method: Callable[..., Any], request: Message, timeout_seconds: float, asked: str) -> Message:
+def _call(
+    method: Callable[..., Any], request: Message, timeout_seconds: float, asked: str, metadata: Metadata = ()
+) -> Message:
     try:
-        return method(request, timeout=timeout_seconds)
+        return method(request, timeout=timeout_seconds, metadata=metadata)
     except grpc.RpcError as error:
         raise _translated(error, timeout_seconds, asked) from error
 

@@ -93,6 +93,10 @@ class Journal:
         if entry.refusal is not None:
             raise JournalError("The usage event could not be recorded.")
 
+    def waiting(self) -> int:
+        """How many events wait for their batch."""
+        return self._queue.qsize()
+
     def problem(self) -> str | None:
         """Why an event would not be taken now, or None."""
         if self._closed:

@@ -15,7 +15,7 @@ from serving.settings import ServingSettings
 from tallybook.usage import EVENT_TYPE, MAX_ENCRYPTED, UsageEvent
 
 SOURCE = "tallybook/api"
-_OPTIONAL = ("model_label", "delivered_tokens", "time_to_first_token_seconds")
+_OPTIONAL = ("model_label", "delivered_tokens", "time_to_first_token_seconds", "trace_id")
 _DEFAULTS = {f.name: f.default for f in fields(UsageEvent) if f.default not in (MISSING, None)}
 _LEAST_WAIT_SECONDS = 1.0  # an answer that is made already is worth another second
 
@@ -42,7 +42,8 @@ class Counted(Protocol):
 class Served(NamedTuple):
     """A request that the model was asked, and what came of it. `started`, `deadline`: of `time.monotonic`.
 
-    `model_label`: the label under which the version answered. `delivered_tokens`: None if the client got all
+    `model_label`: the label under which the version answered. `trace_id`: the client's, if it sent one.
+    `delivered_tokens`: None if the client got all
     that was generated. `usage_estimated`: the tokens are counted by us, since the engine said none.
     """
 
@@ -62,6 +63,7 @@ class Served(NamedTuple):
     delivered_tokens: int | None = None
     usage_estimated: bool = False
     time_to_first_token_seconds: float | None = None
+    trace_id: str | None = None
 
 
 class Meter:
@@ -84,6 +86,9 @@ class Meter:
         record = self._record(served, answered - served.started)
         self._journal.append(record, max(served.deadline - answered, _LEAST_WAIT_SECONDS))
         self._metrics.journal_wait_seconds.observe(time.monotonic() - answered)
+        self._metrics.served(
+            served.version.model, answered - served.started, served.time_to_first_token_seconds
+        )
         self._metrics.tokens(
             served.version.model,
             served.version.version_name,

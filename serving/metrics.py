@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 
+from serving.gpus import Gpus
 from serving.settings import METRICS_FOLDER_VARIABLE
 from serving.tallies import Family, Histogram, Number, Tallies
 
 OTHER_PROJECTS = "(other)"  # no project can have this name
+_REFRESH_SECONDS = 2.0
 _MOST_PROJECTS = 1000
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_LONG = (*_SECONDS, 30.0, 60.0, 120.0, 300.0)
 _COMMIT_EVENTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 _REQUESTS = Family("counter", "tallybook_requests_total", "Requests answered.", ("route", "status"))
@@ -40,6 +46,22 @@ _COMMITS = Family(
     (),
     _COMMIT_EVENTS,
 )
+_FIRST_TOKEN_SECONDS = Family(
+    "histogram", "tallybook_first_token_seconds", "Time to the first token of a stream.", ("model",), _LONG
+)
+_SERVED_SECONDS = Family(
+    "histogram",
+    "tallybook_served_seconds",
+    "Time from a request for a model to its whole answer, recorded.",
+    ("model",),
+    _LONG,
+)
+_JOURNAL_WAITING = Family(
+    "gauge", "tallybook_journal_waiting_events", "Usage events that wait for the disk or for Kafka."
+)
+_JOURNAL_UNAVAILABLE = Family(
+    "gauge", "tallybook_journal_unavailable", "Workers that can't record usage now, and so serve nothing."
+)
 _JOURNAL_BYTES = Family("counter", "tallybook_journal_bytes_total", "Bytes of usage events made durable.")
 _QUEUE_WAITING = Family("gauge", "tallybook_queue_waiting", "Requests that wait for a place.", ("model",))
 _QUEUE_SECONDS = Family(
@@ -55,6 +77,16 @@ _QUEUE_REFUSED = Family(
     "Requests refused with 503: no room to wait was left (full), or no turn came in time (deadline).",
     ("model", "reason"),
 )
+_SHOWN_FROM_THE_START = (
+    _REQUESTS,
+    _REQUEST_SECONDS,
+    _SERVED_SECONDS,
+    _FIRST_TOKEN_SECONDS,
+    _TOKENS,
+    _QUEUE_WAITING,
+    _QUEUE_SECONDS,
+    _QUEUE_REFUSED,
+)
 
 
 class Metrics:
@@ -67,7 +99,10 @@ class Metrics:
         if folder is None:
             ProcessCollector(registry=self._registry)
         self._registry.register(tallies)
-        for family in (_REQUESTS, _REQUEST_SECONDS, _TOKENS, _QUEUE_WAITING, _QUEUE_SECONDS, _QUEUE_REFUSED):
+        self._registry.register(Gpus())
+        if folder is not None:
+            threading.Thread(target=self._refresh, name="metrics", daemon=True).start()
+        for family in _SHOWN_FROM_THE_START:
             tallies.add(family)
         self.model_seconds = tallies.histogram(_MODEL_SECONDS)
         self.model_in_flight = tallies.number(_MODEL_IN_FLIGHT)
@@ -76,6 +111,7 @@ class Metrics:
         self._journal_bytes = tallies.number(_JOURNAL_BYTES)
         self._route_metrics: dict[tuple[str, int], tuple[Number, Histogram]] = {}
         self._token_metrics: dict[tuple[str, str, str], tuple[Number, Number]] = {}
+        self._served: dict[str, Histogram] = {}
         self._projects: set[str] = set()
 
     def request(self, route: str, status: int, seconds: float) -> None:
@@ -117,6 +153,20 @@ class Metrics:
         """How many were refused."""
         return self._tallies.number(_QUEUE_REFUSED, model, reason)
 
+    def served(self, model: str, seconds: float, first_token_seconds: float | None) -> None:
+        """Count a recorded answer of a model."""
+        found = self._served.get(model)
+        if found is None:
+            found = self._served[model] = self._tallies.histogram(_SERVED_SECONDS, model)
+        found.observe(seconds)
+        if first_token_seconds is not None:
+            self._tallies.histogram(_FIRST_TOKEN_SECONDS, model).observe(first_token_seconds)
+
+    def watch(self, waiting: Callable[[], int], problem: Callable[[], str | None]) -> None:
+        """Show the events that wait for the journal, and whether it can be written."""
+        self._tallies.watch(_JOURNAL_WAITING, waiting)
+        self._tallies.watch(_JOURNAL_UNAVAILABLE, lambda: float(problem() is not None))
+
     def commit(self, events: int, size_bytes: int) -> None:
         """Count a durable batch of the journal."""
         self._commit_events.observe(events)
@@ -125,6 +175,12 @@ class Metrics:
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes."""
         return generate_latest(self._registry)
+
+    def _refresh(self) -> None:
+        """Keep gauges fresh that another worker shows."""
+        while True:
+            time.sleep(_REFRESH_SECONDS)
+            self._tallies.refresh()
 
     def _label(self, project: str) -> str:
         if project not in self._projects:

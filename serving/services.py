@@ -13,7 +13,7 @@ from serving.access import Access
 from serving.catalog import Catalog, ModelServer
 from serving.engine_models import EngineModel, load_engine_models
 from serving.identity import Gatekeeper
-from serving.inference import ModelClient
+from serving.inference import Metadata, ModelClient
 from serving.journal import Journal
 from serving.logs import Later
 from serving.metering import Meter
@@ -21,13 +21,19 @@ from serving.metrics import Metrics
 from serving.queueing import Queue, Threads
 from serving.quotas import Quotas, Unlimited
 from serving.settings import ServingSettings
+from serving.spans import Spans
 
 
 class Model(ModelServer, Protocol):
     """What answers: `serving.inference.ModelClient`, or a stand-in for measurements."""
 
     def predict(
-        self, model: str, version: int, input_ids: Sequence[int], timeout_seconds: float
+        self,
+        model: str,
+        version: int,
+        input_ids: Sequence[int],
+        timeout_seconds: float,
+        metadata: Metadata = (),
     ) -> NDArray[np.float32]:
         """Probabilities, float32 [labels]."""
         ...
@@ -54,6 +60,7 @@ class Services:
     engines: Mapping[str, EngineModel]
     threads: Threads
     queue: Queue
+    spans: Spans | None
 
     def cut_streams(self) -> None:
         """End the answers of engines that are under way."""
@@ -68,6 +75,8 @@ class Services:
         self.access.close()
         self.journal.close()
         self.model.close()
+        if self.spans is not None:
+            self.spans.close()
         self.log.close()
 
 
@@ -81,6 +90,7 @@ def make_services(
     if journal is None:
         journal = Journal(settings.journal_dir, settings.journal_segment_bytes, metrics.commit)
     access = Access(settings.access_url, settings.access_poll_seconds, settings.access_stale_seconds)
+    metrics.watch(journal.waiting, journal.problem)
     return Services(
         settings=settings,
         log=Later(),
@@ -101,4 +111,5 @@ def make_services(
         engines=load_engine_models(settings.engines_file),
         threads=Threads(settings.threads),
         queue=Queue(settings, metrics),
+        spans=None if settings.otlp_endpoint is None else Spans(settings.otlp_endpoint),
     )

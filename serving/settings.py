@@ -58,6 +58,11 @@ class ServingSettings(CommonSettings):
     )
     deadline_seconds: float = Field(10.0, gt=0, le=600, description="A request is answered within this time.")
     max_body_bytes: int = Field(1 << 20, ge=1024, description="A larger request body gets 413.")
+    otlp_endpoint: str | None = Field(
+        None,
+        description="http://HOST:4318 of an OpenTelemetry collector that gets a span of each request; "
+        "none: no spans. Needs the extra `otel`.",
+    )
     trusted_networks: tuple[Network, ...] = Field(
         _LOOPBACK, description="Peers in these networks may say who is asking by X-User-ID, without a key."
     )

@@ -14,7 +14,7 @@ import secrets
 import threading
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -102,6 +102,7 @@ class Tallies:
         self._families: dict[str, Family] = {}
         self._places: dict[tuple[str, tuple[str, ...]], int] = {}
         self._end = 1
+        self._watched: list[tuple[Number, Callable[[], float]]] = []
         if folder is None:
             block = mmap.mmap(-1, _NUMBERS * _BYTES)
         else:
@@ -123,8 +124,18 @@ class Tallies:
         """The series of a histogram with these values of its labels."""
         return Histogram(self._lock, self._numbers, self._place(family, labels), family.bounds)
 
+    def watch(self, family: Family, read: Callable[[], float]) -> None:
+        """A gauge that is read when it is shown, and now and then for the siblings that show it."""
+        self._watched.append((self.number(family), read))
+
+    def refresh(self) -> None:
+        """Read what is watched."""
+        for number, read in self._watched:
+            number.set(read())
+
     def collect(self) -> Iterator[Metric]:
         """All metrics, summed over the processes that share the folder: a collector of prometheus-client."""
+        self.refresh()
         sums = self._sums()
         for family in list(self._families.values()):
             yield _shown(family, sums[family.name])

@@ -1,16 +1,30 @@
-"""What is known of a request under way: its id and clock, and what its log line names."""
+"""What is known of a request under way: its id and clock, its place in a trace, and what its log line names.
+
+The trace is that of W3C Trace Context (https://www.w3.org/TR/trace-context): the client's, if it sent a
+`traceparent` that means anything; else one whose id is that of the request, so that either is found by the
+other. What the client sent is passed on to what answers, with a span of ours in between.
+"""
 
 from __future__ import annotations
 
+import os
+import re
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from serving import logs
 from serving.identity import Caller
 from tallybook.usage import new_event_id
 
 _KEY = "tallybook.trace"
+_TRACEPARENT = re.compile(
+    # A version to come may add fields behind these.
+    r"(?!ff)(?:00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})"
+    r"|(?!00)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})(?:-.*)?)",
+    re.ASCII,
+)
+_LONGEST_TRACESTATE = 512
 _LONGEST_PATH = 200  # characters of an unknown path in the log; an ellipsis says that there are more
 
 
@@ -22,12 +36,21 @@ class Stream(Protocol):
         ...
 
 
+class Parent(NamedTuple):
+    """The span of the client, in whose trace the request is."""
+
+    trace_id: str
+    span_id: str
+    flags: str
+
+
 class Trace:
     """One request. Its id is the id of its usage event, and never a client's."""
 
     __slots__ = (
-        "caller", "code", "completion_tokens", "ended_at", "method", "model_version", "path", "peer",
-        "prompt_tokens", "reason", "request_id", "route", "seconds", "started", "status", "stream",
+        "caller", "code", "completion_tokens", "ended_at", "method", "model", "model_version", "operation",
+        "parent", "path", "peer", "prompt_tokens", "reason", "request_id", "route", "seconds", "span_id",
+        "started", "status", "stream", "tracestate",
     )  # fmt: skip
 
     def __init__(self, environ: Mapping[str, Any]) -> None:
@@ -36,9 +59,14 @@ class Trace:
         self.method: str = environ["REQUEST_METHOD"]
         self.path: str = environ["PATH_INFO"]
         self.peer: str | None = environ.get("REMOTE_ADDR")
+        self.parent = _parent(environ.get("HTTP_TRACEPARENT"))
+        self.tracestate: str | None = environ.get("HTTP_TRACESTATE")
+        self.span_id: str | None = None  # made when somebody needs it
         self.status = 500  # until the answer begins
         self.route: str | None = None  # of ours; None if the path is not
         self.caller: Caller | None = None
+        self.operation: str | None = None
+        self.model: str | None = None
         self.model_version: str | None = None
         self.prompt_tokens: int | None = None
         self.completion_tokens: int | None = None
@@ -46,6 +74,35 @@ class Trace:
         self.code: str | None = None
         self.reason: str | None = None  # of a failure that is not the client's
         self.ended_at = self.seconds = 0.0
+
+    @property
+    def trace_id(self) -> str:
+        """The client's trace, or the request's own."""
+        return self.request_id.replace("-", "") if self.parent is None else self.parent.trace_id
+
+    @property
+    def client_trace_id(self) -> str | None:
+        """The client's trace, if it has one."""
+        return None if self.parent is None else self.parent.trace_id
+
+    def span(self) -> str:
+        """The id of this request's span."""
+        if self.span_id is None:
+            self.span_id = os.urandom(8).hex()
+        return self.span_id
+
+    def passed_on(self) -> dict[str, str]:
+        """Headers for what answers: W3C Trace Context, and our request id."""
+        flags = "00" if self.parent is None else self.parent.flags
+        headers = {
+            "traceparent": f"00-{self.trace_id}-{self.span()}-{flags}",
+            "x-request-id": self.request_id,
+        }
+        # It belongs to the client's trace, and a header that is too long, or no header, is not passed on.
+        state = self.tracestate
+        if self.parent is not None and state and len(state) <= _LONGEST_TRACESTATE and _is_plain(state):
+            headers["tracestate"] = state
+        return headers
 
     def end(self) -> None:
         """Stop its clock."""
@@ -60,6 +117,7 @@ class Trace:
             "level": "info" if self.status < 500 else "error",
             "message": "request",
             "request_id": self.request_id,
+            "trace_id": self.trace_id,
             "method": _shortened(self.method),
             "path": _shortened(self.path) if self.route is None else self.route,
             "status": self.status,
@@ -69,6 +127,7 @@ class Trace:
             "project": caller and caller.project,
             "client_ip": caller and caller.client_ip,
             "peer": self.peer,
+            "model": self.model,
             "model_version": self.model_version,
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,
@@ -86,6 +145,16 @@ def of(environ: Mapping[str, Any]) -> Trace:
     """The trace that was begun with this environment."""
     trace: Trace = environ[_KEY]
     return trace
+
+
+def _parent(header: str | None) -> Parent | None:
+    """What a client's `traceparent` says; None if it says nothing that can be followed."""
+    match = None if header is None else _TRACEPARENT.fullmatch(header.strip())
+    return None if match is None else Parent(*(group for group in match.groups() if group is not None))
+
+
+def _is_plain(text: str) -> bool:
+    return text.isascii() and text.isprintable()
 
 
 def _shortened(text: str) -> str:

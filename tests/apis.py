@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from serving.app import SERVICES, build_app
 from serving.errors import ModelVersionNotFoundError
+from serving.inference import Metadata
 from serving.services import Services, make_services
 from serving.settings import ServingSettings
 from tallybook.processes import free_port
@@ -46,7 +47,12 @@ class StandIn:
         self.was_asked = threading.Semaphore(0)
 
     def predict(
-        self, model: str, version: int, input_ids: Sequence[int], timeout_seconds: float
+        self,
+        model: str,
+        version: int,
+        input_ids: Sequence[int],
+        timeout_seconds: float,
+        metadata: Metadata = (),
     ) -> NDArray[np.float32]:
         """What the tiny model of this version says."""
         self.asked.append((version, list(input_ids)))

@@ -22,7 +22,6 @@ GROUND = {
     "captured",
     "database",
     "settings",
-    "release_steps",
     "segments",
     "toml",
 }  # modules that every package may stand on

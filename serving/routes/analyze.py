@@ -28,6 +28,7 @@ from serving.identity import Caller
 from serving.metering import Served
 from serving.services import Services
 from serving.tokenization import Answer, ModelVersion
+from serving.trace import Trace
 
 PATH = "/analyze"
 OPERATION = "analyze"
@@ -54,7 +55,7 @@ def answer(services: Services, environ: Mapping[str, Any]) -> bytes:
         text = text_of(read_body(environ, services.settings.max_body_bytes))
         if services.journal.problem() is not None:
             raise JournalError("Usage can't be recorded now, so nothing is served.")
-        (version, label), ids, said = _ask(services, caller, text, deadline)
+        (version, label), ids, said = _ask(services, current, caller, text, deadline)
         body = _body(current.request_id, version, len(ids), said)
         services.meter.record(
             Served(
@@ -67,9 +68,11 @@ def answer(services: Services, environ: Mapping[str, Any]) -> bytes:
                 prompt_tokens=len(ids),
                 completion_tokens=said.completion_tokens,
                 started=current.started,
+                trace_id=current.client_trace_id,
                 deadline=deadline,
             )
         )
+    current.operation, current.model = OPERATION, version.model
     current.model_version = version.version_name
     current.prompt_tokens = len(ids)
     current.completion_tokens = said.completion_tokens
@@ -94,7 +97,9 @@ def _body(request_id: str, version: ModelVersion, prompt_tokens: int, said: Answ
     )
 
 
-def _ask(services: Services, caller: Caller, text: str, deadline: float) -> tuple[Choice, list[int], Answer]:
+def _ask(
+    services: Services, current: Trace, caller: Caller, text: str, deadline: float
+) -> tuple[Choice, list[int], Answer]:
     """Count the text with the tokenizer of the version that answers this user, and have it answer.
 
     A version that left in the meantime is followed by the one that answers now; the text is counted anew.
@@ -104,18 +109,23 @@ def _ask(services: Services, caller: Caller, text: str, deadline: float) -> tupl
         ids = choice.version.prompt_ids(text)
         try:
             with services.queue.place(caller, choice.version.model, deadline):
-                return choice, ids, _predict(services, choice.version, ids, deadline)
+                return choice, ids, _predict(services, current, choice.version, ids, deadline)
         except ModelVersionNotFoundError:
             choice = services.catalog.instead_of(choice.version, caller.user)
 
 
-def _predict(services: Services, version: ModelVersion, ids: list[int], deadline: float) -> Answer:
+def _predict(
+    services: Services, current: Trace, version: ModelVersion, ids: list[int], deadline: float
+) -> Answer:
     started = time.monotonic()
     if started >= deadline:
         raise ModelTimeoutError("The request's time was up before the model could be asked.")
     services.metrics.model_in_flight.inc()
     try:
-        probabilities = services.model.predict(version.model, version.version, ids, deadline - started)
+        metadata = () if current.parent is None else tuple(current.passed_on().items())
+        probabilities = services.model.predict(
+            version.model, version.version, ids, deadline - started, metadata
+        )
     finally:
         services.metrics.model_in_flight.dec()
     services.metrics.model_seconds.observe(time.monotonic() - started)

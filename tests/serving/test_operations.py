@@ -108,6 +108,8 @@ def test_metrics_count_requests_tokens_and_commits(api: Api) -> None:
     assert found["tallybook_journal_commit_events_sum"] == 1
     assert found["tallybook_journal_bytes_total"] > 300
     assert found["tallybook_model_in_flight"] == 0
+    assert found['tallybook_served_seconds_count{model="review-sentiment"}'] == 1
+    assert found["tallybook_journal_waiting_events"] == found["tallybook_journal_unavailable"] == 0
     assert found["process_resident_memory_bytes"] > 0
 
 
