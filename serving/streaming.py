@@ -47,6 +47,7 @@ class Relay:
         self._chunk: dict[str, Any] = {}  # the last one, for what its successor must have in common with it
         self._usage: EngineUsage | None = None
         self._texts: dict[int, bytearray] = {}  # what each choice has said
+        self._finished = False  # the model said why it stopped
         self._given = 0  # bytes of all texts that the server was given
         self._taken = 0  # bytes of all texts that it asked for more after
         self._since = time.monotonic()
@@ -178,6 +179,7 @@ class Relay:
         for choice in choices:
             if isinstance(choice, dict):
                 index = choice.get("index", 0)
+                self._finished = self._finished or bool(choice.get("finish_reason"))
                 for text in texts_of(choice, "delta"):
                     if self._call.first_token_at is None:
                         self._call.first_token_at = time.monotonic()
@@ -191,8 +193,8 @@ class Relay:
         return len(texts[0]) if len(texts) == 1 and 0 in texts else sum(map(len, texts.values()))
 
     def _at_the_end(self) -> bytes:
-        """Over without `[DONE]`: whole if the engine said its usage. Raises: ModelRejectedError."""
-        if self._usage is None or self._call.target.engine.continuous_usage:
+        """Over without `[DONE]`: whole if the model had finished. Raises: ModelRejectedError."""
+        if not self._finished:
             raise ModelRejectedError("The engine broke off in the middle of its answer.")
         self._waiting = b"data: [DONE]\n\n"
         return self._finish()

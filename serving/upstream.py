@@ -105,6 +105,7 @@ class Answer:
         self._head_bytes = 0
         self._in_body = False
         self._may_be_kept = False
+        self._closed = False
         self._parts: list[bytes] = []
         self._parser = httptools.HttpResponseParser(self)
 
@@ -194,7 +195,13 @@ class Answer:
             self._connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Give the connection back if the answer was read whole; else close it, which cancels the request."""
+        """Give the connection back if the answer was read whole; else close it, which cancels the request.
+
+        Once: what comes after that does nothing, for the connection may be somebody else's by then.
+        """
+        if self._closed:
+            return
+        self._closed = True
         if self._may_be_kept and not self.was_cut and _has_length(self.headers):
             self._address.keep(self._connection)
         else:

@@ -20,8 +20,10 @@ CLASSES = {
     "billing": "billing.settings:BillingSettings",
 }
 PREFIX = "TALLYBOOK_"
-# Read from the environment alone: where the file is, and how hard the tests' drills are.
-OTHER_VARIABLES = {CONFIG_VARIABLE, "TALLYBOOK_DRILL_KILLS", "TALLYBOOK_DRILL_REQUESTS"}
+# Read from the environment alone: where the file is, how hard the tests' drills are, where their engine is.
+OTHER_VARIABLES = {
+    CONFIG_VARIABLE, "TALLYBOOK_DRILL_KILLS", "TALLYBOOK_DRILL_REQUESTS", "TALLYBOOK_ENGINE_VENV",
+}  # fmt: skip
 
 
 def known_settings() -> Iterator[tuple[str, str, FieldInfo]]:

@@ -27,8 +27,7 @@ def running(tmp_path: Path, **settings: str) -> Iterator[tuple[ApiProcess, Stand
         file = write_engines(tmp_path, {"addresses": [engine.address]})
         api = ApiProcess(tmp_path, tmp_path, "127.0.0.1:9", None, engines_file=str(file), **settings)
         try:
-            assert api.process.stdout is not None
-            assert api.process.stdout.readline(), api.log.read_text()
+            api.wait_until_listening()
             yield api, engine
         finally:
             api.kill()

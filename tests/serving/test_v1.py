@@ -272,3 +272,15 @@ def test_connections_to_the_engine_are_kept(gateway: Gateway) -> None:
     gateway.stream()
     gateway.stream()
     assert gateway.engine.connections == 1
+
+
+def test_a_kept_connection_is_given_to_one_request_at_a_time(gateway: Gateway) -> None:
+    gateway.engine.script = lambda asked: streamed(chunk("a"), usage_chunk())
+    gateway.stream()
+    upstream = gateway.api.services.engines[MODEL].upstream
+    first = upstream.post("/chat/completions", b"{}", {}, 30)
+    second = upstream.post("/chat/completions", b"{}", {}, 30)
+    assert gateway.engine.connections == 2
+    for answer in (first, second):
+        upstream.done(answer)
+        upstream.done(answer)
