@@ -121,6 +121,8 @@ class Meter:
             "status": served.status,
             "total_tokens": served.prompt_tokens + served.completion_tokens,
         }
+        if caller.api_key_id is not None:
+            data["api_key_id"] = caller.api_key_id
         for name in _OPTIONAL:
             value = getattr(served, name)
             if value is not None:

@@ -43,7 +43,7 @@ def blueprint(services: Services) -> Blueprint:
     @routes.post("/chat/completions")
     def chat() -> Response:
         caller, document = _begin(services)
-        target = _target(services, model_of(document), "chat")
+        target = _target(services, caller, model_of(document), "chat")
         asked = generation_of(document)
         prompt = chat_prompt(target.tokenizer, document)
         return _generate(services, caller, target, "chat", "/chat/completions", asked, prompt)
@@ -51,7 +51,7 @@ def blueprint(services: Services) -> Blueprint:
     @routes.post("/completions")
     def completions() -> Response:
         caller, document = _begin(services)
-        target = _target(services, model_of(document), "completions")
+        target = _target(services, caller, model_of(document), "completions")
         inputs = inputs_of(document, "prompt")
         asked = generation_of(document, len(inputs))
         prompt = target.tokenizer.texts(inputs)
@@ -60,7 +60,7 @@ def blueprint(services: Services) -> Blueprint:
     @routes.post("/embeddings")
     def embeddings() -> Response:
         caller, document = _begin(services)
-        target = _target(services, model_of(document), "embeddings")
+        target = _target(services, caller, model_of(document), "embeddings")
         prompt = target.tokenizer.texts(inputs_of(document, "input"))
         check_embedding_lengths(target.engine, prompt)
         call = _call(services, caller, target, "embeddings", prompt, prompt.tokens)
@@ -69,14 +69,15 @@ def blueprint(services: Services) -> Blueprint:
 
     @routes.get("/models")
     def models() -> Response:
-        services.gatekeeper.identify(request.environ)
-        entries = [_entry(target) for target in services.engines.values()]
+        caller = services.gatekeeper.identify(request.environ)
+        usable = (name for name in services.engines if services.gatekeeper.may_use(caller, name))
+        entries = [_entry(services.engines[name]) for name in usable]
         return Response(orjson.dumps({"object": "list", "data": entries}), content_type=_JSON)
 
     @routes.get("/models/<name>")
     def model(name: str) -> Response:
-        services.gatekeeper.identify(request.environ)
-        return Response(orjson.dumps(_entry(_known(services, name))), content_type=_JSON)
+        caller = services.gatekeeper.identify(request.environ)
+        return Response(orjson.dumps(_entry(_known(services, caller, name))), content_type=_JSON)
 
     return routes
 
@@ -91,15 +92,16 @@ def _begin(services: Services) -> tuple[Caller, dict[str, Any]]:
     return caller, document
 
 
-def _known(services: Services, name: str) -> EngineModel:
+def _known(services: Services, caller: Caller, name: str) -> EngineModel:
+    services.gatekeeper.check_model(caller, name)
     target = services.engines.get(name)
     if target is None:
         raise UnknownModelError(f"There is no model {name[:128]!r}; GET /v1/models lists them.")
     return target
 
 
-def _target(services: Services, name: str, kind: Kind) -> EngineModel:
-    target = _known(services, name)
+def _target(services: Services, caller: Caller, name: str, kind: Kind) -> EngineModel:
+    target = _known(services, caller, name)
     if kind not in target.engine.kinds:
         kinds = ", ".join(target.engine.kinds)
         raise UnsupportedByModelError(f"The model {name} is for {kinds}, not for {kind}.")

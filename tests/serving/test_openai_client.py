@@ -5,9 +5,11 @@ from collections.abc import Iterator
 import openai
 import pytest
 
+from serving import keys
+from serving.access_store import open_store
 from serving.engine_models import EngineModel
 from serving.engines import read_engines
-from tests.apis import USER, ApiProcess, events_in
+from tests.apis import ApiProcess, events_in
 from tests.engines import write_engines
 from tests.modelservers import wait_until
 from tests.real_engine import needs_engine, real_engine
@@ -22,12 +24,10 @@ HELLO: list[openai.types.chat.ChatCompletionMessageParam] = [
 class Session:
     """A client of a gateway before a real engine."""
 
-    def __init__(self, api: ApiProcess, model: EngineModel) -> None:
+    def __init__(self, api: ApiProcess, model: EngineModel, secret: str) -> None:
         self.api = api
         self.model = model
-        self.client = openai.OpenAI(
-            base_url=f"{api.address}/v1", api_key="not needed here", default_headers=USER, max_retries=0
-        )
+        self.client = openai.OpenAI(base_url=f"{api.address}/v1", api_key=secret, max_retries=0)
 
     def event(self, request_id: str | None):  # type: ignore[no-untyped-def]  # a UsageEvent
         """The one event of this request."""
@@ -49,10 +49,14 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Session]:
                 "max_context_tokens": 4096,
             },
         )
+        store = open_store(f"sqlite:///{folder / 'access.db'}")
+        terms = keys.Terms(user="anna", project="search", models=("chat", "other"))
+        _, secret = keys.create(store, folder / "acts", terms, "laptop", None, "root")
+        store.dispose()
         api = ApiProcess(folder, folder, "127.0.0.1:9", None, engines_file=str(file))
         try:
             api.wait_until_listening()
-            yield Session(api, EngineModel(read_engines(file)[0]))
+            yield Session(api, EngineModel(read_engines(file)[0]), secret)
         finally:
             api.kill()
 
@@ -69,6 +73,8 @@ def test_a_chat_has_the_engines_usage_and_our_own_count_agrees(session: Session)
     event = session.event(answer._request_id)
     assert (event.prompt_tokens, event.completion_tokens) == (answer.usage.prompt_tokens, 9)
     assert (event.operation, event.status, event.usage_estimated) == ("chat", 200, False)
+    assert (event.user, event.project) == ("anna", "search")
+    assert event.api_key_id is not None
     tokenizer = session.model.tokenizer
     assert tokenizer.chat([dict(message) for message in HELLO], None, None).tokens == event.prompt_tokens
     assert tokenizer.count(answer.choices[0].message.content or "") == 9
@@ -122,6 +128,9 @@ def test_errors_are_those_of_the_client(session: Session) -> None:
     with pytest.raises(openai.NotFoundError) as unknown:
         chat.create(model="other", messages=HELLO)
     assert unknown.value.code == "model_not_found"
+    with pytest.raises(openai.PermissionDeniedError) as not_allowed:
+        chat.create(model="secret", messages=HELLO)
+    assert not_allowed.value.code == "model_not_allowed"
     with pytest.raises(openai.BadRequestError) as too_long:
         chat.create(model="chat", messages=[{"role": "user", "content": "ba " * 5000}])
     assert too_long.value.code == "context_length_exceeded"
