@@ -30,7 +30,7 @@ def real_engine(folder: Path) -> Iterator[tuple[str, Path]]:
     subprocess.run(  # the fixture's own script
         [ENVIRONMENT / "bin" / "python", TINY_MODEL, model], check=True, capture_output=True, timeout=300
     )
-    command = [ENVIRONMENT / "bin" / "transformers", "serve", model, "--host", "127.0.0.1"]
+    command = [str(ENVIRONMENT / "bin" / "transformers"), "serve", str(model), "--host", "127.0.0.1"]
     with (folder / "engine.log").open("wb") as log:
         engine = subprocess.Popen(
             [*command, "--port", str(port), "--device", "cpu", "--default-seed", "7"],
