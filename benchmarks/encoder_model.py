@@ -1,38 +1,59 @@
-"""A small text encoder with random weights, exported as a SavedModel: to measure before any training."""
+"""Text encoders with random weights, exported as SavedModels: to measure before, and beside, any training."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-VOCABULARY_SIZE = 8_000
-LONGEST = 512
-_WIDTH, _HEADS, _LAYERS, _LABELS = 128, 4, 2, 2
+VOCABULARY_SIZE = 8_000  # of the small one
+_LABELS = 2
 
 
-def export_encoder(folder: Path) -> None:
-    """Write a two-layer, 128-wide transformer encoder with the signature of the exported models."""
+@dataclass(frozen=True)
+class Size:
+    """How large an encoder is."""
+
+    vocabulary: int
+    width: int
+    heads: int
+    layers: int
+    longest: int = 2_048
+
+
+SMALL = Size(VOCABULARY_SIZE, 128, 4, 2)
+BERT_BASE = Size(21_128, 768, 12, 12)
+SIZES = {"small": SMALL, "bert-base": BERT_BASE}
+
+
+def export_encoder(folder: Path, size: Size = SMALL) -> None:
+    """Write a transformer encoder of this size, with the signature of the exported models."""
     import tensorflow as tf  # type: ignore[import-untyped]  # ships no types
 
     ids = tf.TensorSpec([None, None], tf.int32)
     random = tf.random.Generator.from_seed(0)
+    width, layers = size.width, range(size.layers)
 
     def weights(*shape: int) -> Any:
         return tf.Variable(random.normal(shape, stddev=0.05))
+
+    def normal(x: Any) -> Any:
+        mean, variance = tf.nn.moments(x, [-1], keepdims=True)
+        return (x - mean) * tf.math.rsqrt(variance + 1e-6)
 
     class Encoder(tf.Module):  # type: ignore[misc]  # tf is untyped
         """Embeddings, layers of attention and feed-forward, mean over the mask, softmax."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.tokens = weights(VOCABULARY_SIZE, _WIDTH)
-            self.places = weights(LONGEST, _WIDTH)
-            self.qkv = [weights(_WIDTH, 3 * _WIDTH) for _ in range(_LAYERS)]
-            self.out = [weights(_WIDTH, _WIDTH) for _ in range(_LAYERS)]
-            self.up = [weights(_WIDTH, 4 * _WIDTH) for _ in range(_LAYERS)]
-            self.down = [weights(4 * _WIDTH, _WIDTH) for _ in range(_LAYERS)]
-            self.head = weights(_WIDTH, _LABELS)
+            self.tokens = weights(size.vocabulary, width)
+            self.places = weights(size.longest, width)
+            self.qkv = [weights(width, 3 * width) for _ in layers]
+            self.out = [weights(width, width) for _ in layers]
+            self.up = [weights(width, 4 * width) for _ in layers]
+            self.down = [weights(4 * width, width) for _ in layers]
+            self.head = weights(width, _LABELS)
 
         @tf.function(input_signature=[ids, ids])  # type: ignore[untyped-decorator]  # tf is untyped
         def serve(self, input_ids: Any, attention_mask: Any) -> Any:
@@ -42,15 +63,15 @@ def export_encoder(folder: Path) -> None:
             x = tf.gather(self.tokens, input_ids) + self.places[:length]  # (B, L, W)
 
             def heads(part: Any) -> Any:
-                split = tf.reshape(part, [batch, length, _HEADS, _WIDTH // _HEADS])
+                split = tf.reshape(part, [batch, length, size.heads, width // size.heads])
                 return tf.transpose(split, [0, 2, 1, 3])  # (B, H, L, W / H)
 
-            for layer in range(_LAYERS):
-                q, k, v = (heads(part) for part in tf.split(x @ self.qkv[layer], 3, axis=-1))
-                scores = tf.matmul(q, k, transpose_b=True) * (_WIDTH // _HEADS) ** -0.5
+            for layer in layers:
+                q, k, v = (heads(part) for part in tf.split(normal(x) @ self.qkv[layer], 3, axis=-1))
+                scores = tf.matmul(q, k, transpose_b=True) * (width // size.heads) ** -0.5
                 seen = tf.nn.softmax(scores - 1e9 * (1 - mask[:, None, None, :])) @ v
-                x += tf.reshape(tf.transpose(seen, [0, 2, 1, 3]), [batch, length, _WIDTH]) @ self.out[layer]
-                x += tf.nn.relu(x @ self.up[layer]) @ self.down[layer]
+                x += tf.reshape(tf.transpose(seen, [0, 2, 1, 3]), [batch, length, width]) @ self.out[layer]
+                x += tf.nn.relu(normal(x) @ self.up[layer]) @ self.down[layer]
             mean = tf.reduce_sum(x * mask[..., None], 1) / tf.reduce_sum(mask, 1, keepdims=True)
             return {"probabilities": tf.nn.softmax(mean @ self.head)}
 
@@ -59,4 +80,4 @@ def export_encoder(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    export_encoder(Path(sys.argv[1]))
+    export_encoder(Path(sys.argv[1]), SIZES[sys.argv[2] if len(sys.argv) > 2 else "small"])

@@ -1,7 +1,8 @@
-"""How fast the embedded model server answers, beside an empty gRPC call and the same model called directly.
+"""How fast the embedded model server answers, beside the same SavedModel called in process.
 
 Server and clients are processes of their own, as in production; the clients are the API's own client,
-one thread each. The direct calls run in a third process, one batch of as many texts as there are clients.
+one thread each. The direct calls run in a third process, one batch of as many texts as there are clients,
+eight of BERT-base at most, whose texts cost the same in any larger batch.
 """
 
 from __future__ import annotations
@@ -12,68 +13,88 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.encoder_model import SIZES
+from serving.errors import ApiError
 from serving.inference import ModelClient
 
-NAME = "review-sentiment"
-CLIENTS = (1, 8, 32)
-_SECONDS = 1.5
-_WARM_UP_SECONDS = 0.3
-_TIMEOUT_SECONDS = 10.0
-_TEXTS = 256
+NAME = "review-sentiment"  # the trained model, which other benchmarks serve
+CLIENTS = (1, 8, 32, 128)
+LENGTHS = (32, 128)
+LONG = 2_000
+_SECONDS = {"small": 1.5, "bert-base": 4.0}  # of counting, after half as long of warming up
+_LARGEST_DIRECT = {"small": 128, "bert-base": 8}
+_PATIENCE_SECONDS = 20.0
 _COMPUTE_THREADS = 1  # of the direct calls, as the server takes on two cores
 
 Row = dict[str, Any]
 
 
 def rows(models_dir: Path) -> list[Row]:
-    """Measure for some 25 seconds: requests a second and latencies; `ratio` is to the limit named in `of`.
+    """Measure for some two minutes: requests a second; `ratio` is to direct calls, by `of`.
 
-    Takes the newest `review-sentiment` in models_dir, or a small encoder made on the spot.
+    The models have random weights, so `models_dir` is not looked at.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        kind = "trained"
-        if not any((models_dir / NAME).glob("*/saved_model.pb")):
-            kind, models_dir = "random weights", Path(scratch)
-            _python("-m", "benchmarks.encoder_model", str(models_dir / NAME / "1"))
-        version = max(int(path.parent.name) for path in (models_dir / NAME).glob("*/saved_model.pb"))
-        direct = json.loads(_python("-m", "benchmarks.model_server", str(models_dir / NAME / str(version))))
-        with running_server(models_dir) as address:
-            return _measure(address, version, kind, direct)
-
-
-def _measure(address: str, version: int, kind: str, direct: dict[str, float]) -> list[Row]:
-    texts = _texts()
     measured: list[Row] = []
-    client = ModelClient(address)
-    for clients in CLIENTS:
-
-        def empty(_: int) -> object:
-            return client.version_states(NAME, _TIMEOUT_SECONDS)
-
-        def predict(turn: int) -> object:
-            return client.predict(NAME, version, texts[turn % _TEXTS], _TIMEOUT_SECONDS)
-
-        who = f"{clients} client{'s' if clients > 1 else ''}"
-        idle, _ = _load(empty, clients)
-        real, milliseconds = _load(predict, clients)
-        alone = direct[str(clients)]
-        limit, of = min((idle, f"empty call, {who}"), (alone, f"direct call, batch of {clients}"))
-        measured += [
-            row(f"model server: empty call, {who}", idle, "requests/s"),
-            row(f"model server: direct call, batch of {clients} ({kind})", alone, "texts/s"),
-            row(f"model server: Predict, {who} ({kind})", real, "requests/s", real / limit, of),
-            row(f"model server: Predict, {who}, median", milliseconds[0], "ms"),
-            row(f"model server: Predict, {who}, 99th percentile", milliseconds[1], "ms"),
-        ]
-    client.close()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        for name in SIZES:
+            _python("-m", "benchmarks.encoder_model", str(folder / name / "1"), name)
+            direct = json.loads(_python("-m", "benchmarks.model_server", str(folder / name / "1"), name))
+            with running_server(folder) as address:
+                client = ModelClient(address)
+                measured += _throughput(client, name, direct)
+                if name == "small":
+                    measured += _behind_a_long_one(client, name)
+                client.close()
     return measured
+
+
+def _throughput(client: ModelClient, name: str, direct: dict[str, float]) -> Iterator[Row]:
+    for length in LENGTHS:
+        ids = _ids(length)
+        for clients in CLIENTS:
+            answered, _ = _load(client, name, ids, clients, _SECONDS[name])
+            batch = min(clients, _LARGEST_DIRECT[name])
+            alone = direct[f"{length}/{batch}"]
+            who = f"{clients} client{'s' if clients > 1 else ''}"
+            yield row(
+                f"model server: {name}, {length} tokens, {who}",
+                answered,
+                "requests/s",
+                answered / alone,
+                f"{alone:,.1f}/s in process, batch of {batch}",
+            )
+
+
+def _behind_a_long_one(client: ModelClient, name: str) -> Iterator[Row]:
+    """Latencies of eight clients' short texts, alone and while one more client sends long ones."""
+    _, alone = _load(client, name, _ids(32), 8, 2.0)
+    stop = threading.Event()
+
+    def send_long() -> None:
+        while not stop.is_set():
+            client.predict(name, 1, _ids(LONG), _PATIENCE_SECONDS)
+
+    sender = threading.Thread(target=send_long)
+    sender.start()
+    _, beside = _load(client, name, _ids(32), 8, 2.0)
+    stop.set()
+    sender.join()
+    for percentile, one, other in zip(("median", "99th percentile"), alone, beside, strict=True):
+        yield row(
+            f"model server: {name}, 32 tokens, {percentile} beside texts of {LONG:,}",
+            other,
+            "ms",
+            other / one,
+            f"{one:.1f} ms without them",
+        )
 
 
 def row(name: str, value: float, unit: str, ratio: float | None = None, of: str | None = None) -> Row:
@@ -81,72 +102,66 @@ def row(name: str, value: float, unit: str, ratio: float | None = None, of: str 
     return {"name": name, "value": value, "unit": unit, "ratio": ratio, "of": of}
 
 
-def _load(call: Callable[[int], object], clients: int) -> tuple[float, tuple[float, float]]:
-    """Call from so many threads at once: calls a second, and the median and 99th percentile in ms."""
-    seconds: list[list[float]] = [[] for _ in range(clients)]
-    counting_from = time.perf_counter() + _WARM_UP_SECONDS
-    until = counting_from + _SECONDS
+def _ids(length: int) -> list[int]:
+    random = np.random.default_rng(length)
+    return [2, *random.integers(5, 1_000, length - 2).tolist(), 3]
+
+
+def _load(
+    client: ModelClient, name: str, ids: list[int], clients: int, seconds: float
+) -> tuple[float, tuple[float, float]]:
+    """Ask from so many threads at once: answers a second, and the median and 99th percentile in ms."""
+    finished: list[list[tuple[float, float]]] = [[] for _ in range(clients)]
+    counting_from = time.perf_counter() + seconds / 2
+    until = counting_from + seconds
 
     def work(number: int) -> None:
-        turn = number
         while (start := time.perf_counter()) < until:
-            call(turn)
-            if start >= counting_from:
-                seconds[number].append(time.perf_counter() - start)
-            turn += clients
+            try:
+                # Who is not answered by the end need not be answered.
+                client.predict(name, 1, ids, max(0.05, until - start))
+            except ApiError:
+                continue
+            finished[number].append((start, time.perf_counter()))
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(clients)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    every = np.concatenate([np.array(own) for own in seconds])
-    median, slow = np.percentile(every, (50, 99)) * 1_000
-    return len(every) / (time.perf_counter() - counting_from), (float(median), float(slow))
+    every = [pair for own in finished for pair in own if counting_from <= pair[1] <= until]
+    if not every:
+        return 0.0, (float("nan"), float("nan"))
+    median, slow = np.percentile([end - start for start, end in every], (50, 99)) * 1_000
+    return len(every) / seconds, (float(median), float(slow))
 
 
-def _texts() -> list[list[int]]:
-    """Token ids of texts as long as reviews are: mostly some dozens of tokens, a few over a hundred."""
-    random = np.random.default_rng(0)
-    lengths = np.clip(random.lognormal(3.4, 0.6, _TEXTS).astype(int), 5, 128)
-    return [[2, *random.integers(5, 1_000, int(length) - 2).tolist(), 3] for length in lengths]
-
-
-def _direct(folder: Path) -> dict[str, float]:
-    """Texts a second of the same model and texts without server or protocol, by size of the batch."""
-    from serving.model_server.batcher import join
+def _direct(folder: Path, name: str) -> dict[str, float]:
+    """Texts a second of the same model without server or protocol, by "length/batch"."""
     from serving.model_server.loaded_model import LoadedModel
 
     model = LoadedModel(folder, _COMPUTE_THREADS)
-    arrays = [np.array([ids], np.int32) for ids in _texts()]
-    inputs = [{"input_ids": ids, "attention_mask": np.ones_like(ids)} for ids in arrays]
-    # Texts of about the same length together, as the server does.
-    inputs.sort(key=lambda one: one["input_ids"].shape[1])
     found = {}
-    for size in CLIENTS:
-        batches = [join(batch) for batch in _chunks(inputs, size)]
-        done, counting_from = 0, 0.0
-        started = time.perf_counter()
-        while (now := time.perf_counter()) < started + _WARM_UP_SECONDS + 1:
-            if not counting_from and now >= started + _WARM_UP_SECONDS:
-                done, counting_from = 0, now
-            model.run("serving_default", batches[done % len(batches)])
-            done += 1
-        found[str(size)] = done * size / (time.perf_counter() - counting_from)
+    for length in LENGTHS:
+        for size in sorted({min(clients, _LARGEST_DIRECT[name]) for clients in CLIENTS}):
+            ids = np.array([_ids(length)] * size, np.int32)
+            inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+            model.run("serving_default", inputs)
+            done, started = 0, time.perf_counter()
+            while time.perf_counter() < started + _SECONDS[name] / 2:
+                model.run("serving_default", inputs)
+                done += 1
+            found[f"{length}/{size}"] = done * size / (time.perf_counter() - started)
     return found
-
-
-def _chunks(inputs: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(inputs), size):
-        yield inputs[start : start + size]
 
 
 @contextmanager
 def running_server(models_dir: Path) -> Iterator[str]:
     """The embedded model server as a process of its own; gives its address."""
     command = "from serving.model_server.cli import serve_model; serve_model()"
+    ports = ["--port", "0", "--rest-port", "0"]
     process = subprocess.Popen(  # noqa: S603  our own server
-        [sys.executable, "-c", command, "--port", "0", "--models-dir", str(models_dir)],
+        [sys.executable, "-c", command, *ports, "--models-dir", str(models_dir)],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -167,14 +182,13 @@ def _python(*arguments: str) -> str:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure and print; given the folder of one version instead of models_dir, its direct calls only."""
-    target = Path(arguments[0] if arguments else "models")
-    if (target / "saved_model.pb").exists():
-        print(json.dumps(_direct(target)))  # noqa: T201  for the process that asked
+    """Measure and print; given the folder of a version and its size, its direct calls only."""
+    if len(arguments) == 2:
+        print(json.dumps(_direct(Path(arguments[0]), arguments[1])))  # noqa: T201  for the process that asked
         return
-    for measured in rows(target):
-        share = f"{measured['ratio']:7.0%} of {measured['of']}" if measured["of"] else ""
-        print(f"{measured['name']:62} {measured['value']:9,.1f} {measured['unit']:10} {share}")  # noqa: T201
+    for measured in rows(Path("models")):
+        share = f"{measured['ratio']:7.2f} of {measured['of']}" if measured["of"] else ""
+        print(f"{measured['name']:66} {measured['value']:9,.1f} {measured['unit']:10} {share}")  # noqa: T201
 
 
 if __name__ == "__main__":
