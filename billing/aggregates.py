@@ -12,11 +12,19 @@ from billing.errors import ClosureError, LedgerError
 from billing.ledger import insert, share_ledger, writing
 from billing.tables import COUNTS, RATED_BY, SUBJECT, event_batches, usage_events, usage_hours
 
-_KEY = ("day", "hour", *SUBJECT, *RATED_BY, "status")
+KEY = (*SUBJECT, *RATED_BY)  # what a bill tells apart
+_KEY = ("day", "hour", *KEY, "status")
 _SUMS = ("requests", *COUNTS)
 _SIDES = ("events", "hours")
 # Who rolls up a day holds the lock of this class with the day's number.
 _ROLL_UP_LOCK = 7_411
+_day_usage = sa.Table(
+    "day_usage",
+    sa.MetaData(),
+    *[sa.Column(name, usage_hours.c[name].type) for name in (*KEY, *COUNTS)],
+    prefixes=["TEMPORARY"],
+    postgresql_on_commit="DROP",
+)
 _BATCHES_AT_ONCE = 30_000  # a statement takes 65,535 parameters on PostgreSQL, 32,766 on SQLite
 
 
@@ -52,10 +60,21 @@ def rebuild_day(connection: Connection, day: date) -> int:
     return connection.execute(count).scalar_one()
 
 
+def sum_hours(connection: Connection, day: date) -> sa.Table:
+    """The sums of a day's hours by KEY, in a table that is there until the caller's transaction ends."""
+    connection.exec_driver_sql(f"DROP TABLE IF EXISTS {_day_usage.name}")
+    _day_usage.create(connection)
+    keys = [usage_hours.c[name] for name in KEY]
+    sums = [whole(sa.func.sum(usage_hours.c[name])) for name in COUNTS]
+    query = sa.select(*keys, *sums).where(usage_hours.c.day == day).group_by(*keys)
+    connection.execute(_day_usage.insert().from_select([*KEY, *COUNTS], query))
+    return _day_usage
+
+
 def day_sums(table: sa.Table, day: date) -> sa.Select[Any]:
     """Token sums of one day by subject, latency class and context band, from the events or the hours."""
     requests = sa.func.count() if table is usage_events else sa.func.sum(table.c.requests)
-    keys = [table.c[name] for name in (*SUBJECT, *RATED_BY)]
+    keys = [table.c[name] for name in KEY]
     return (
         sa.select(
             *keys,
@@ -79,11 +98,10 @@ def prove_hours(connection: Connection, day: date) -> None:
         _prove_totals(connection, day)
         return
     _use_every_core(connection)
-    keys = (*SUBJECT, *RATED_BY)
     events = _one_side(usage_events, "events", day, *_rolled_up(connection, day))
     both = events.union_all(_one_side(usage_hours, "hours", day)).subquery()
     sums = [both.c[f"{kind}_{name}"] for kind in _SIDES for name in _SUMS]
-    subject = [both.c[name] for name in keys]
+    subject = [both.c[name] for name in KEY]
     one_side, other_side = ([sa.func.sum(both.c[f"{kind}_{name}"]) for name in _SUMS] for kind in _SIDES)
     differs = sa.or_(*(one != other for one, other in zip(one_side, other_side, strict=True)))
     query = sa.select(*subject, *(whole(sa.func.sum(each)).label(each.name) for each in sums)).group_by(
@@ -157,7 +175,7 @@ def _one_side(table: sa.Table, side: str, day: date, *where: sa.ColumnElement[bo
         for kind in _SIDES
         for name in _SUMS
     ]
-    return sa.select(*[sums.c[name] for name in (*SUBJECT, *RATED_BY)], *columns)
+    return sa.select(*[sums.c[name] for name in KEY], *columns)
 
 
 def _prove_totals(connection: Connection, day: date) -> None:

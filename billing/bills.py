@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timezone, tzinfo
 from itertools import islice
@@ -10,16 +12,17 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from billing import chain
-from billing.aggregates import roll_up
+from billing.aggregates import prove_hours, roll_up, sum_hours
+from billing.beside import beside
 from billing.bulk import insert_rows
-from billing.closure import Proof, prove
+from billing.closure import Begun, Proof, prove
 from billing.errors import DayError
 from billing.ledger import insert, lock_ledger
 from billing.lines import COLUMNS, Rater, make_lines
 from billing.minimums import minimum_lines
 from billing.month_totals import add_closed_lines, tokens_before
 from billing.owing import CLOSED, owing_days, usage_to_bill
-from billing.seals import seal
+from billing.seals import line_leaf, seal
 from billing.tables import bill_days, bill_lines, event_batches
 from billing.tariff import Tariff
 from billing.wallets import charge_wallets
@@ -49,24 +52,32 @@ def rate_day(connection: Connection, day: date, tariff: Tariff) -> int:
     if _state(connection, day) == "closed":
         return _count_lines(connection, day)
     roll_up(connection)
+    return len(_draft(connection, day, tariff, sum_hours(connection, day)))
+
+
+def _draft(connection: Connection, day: date, tariff: Tariff, usage: sa.Table) -> list[bytes]:
+    """The leaf hashes of the lines: see `billing.seals`."""
     connection.execute(bill_lines.delete().where(bill_lines.c.day == day))
     connection.execute(
         insert(connection, bill_days).values(day=day, state="draft", early=False).on_conflict_do_nothing()
     )
     drafted: list[date] = []
+    leaves: list[bytes] = []
     for usage_day in [*owing_days(connection, day, tariff.price_list), day]:
         rater = Rater(tariff, usage_day)
-        for usages in usage_to_bill(connection, day, usage_day):
+        for usages in usage_to_bill(connection, usage_day, usage if usage_day == day else None):
             users = (usages[0].user_id, usages[-1].user_id)
             before = tokens_before(connection, day, usage_day, drafted, users)
             rows = make_lines(day, usage_day, rater, usages, before)
             insert_rows(connection, bill_lines, COLUMNS, rows)
+            leaves += map(line_leaf, rows)
         # Not all at once as they come: they are read while nothing is being copied.
         topped_up = minimum_lines(connection, day, usage_day, tariff, rater)
         while some := list(islice(topped_up, _LINES_AT_ONCE)):
             insert_rows(connection, bill_lines, COLUMNS, some)
+            leaves += map(line_leaf, some)
         drafted.append(usage_day)
-    return _count_lines(connection, day)
+    return leaves
 
 
 def close_day(
@@ -90,15 +101,16 @@ def close_day(
     """
     now = now or datetime.now(timezone.utc)
     lock_ledger(connection)
-    already = _state(connection, day) == "closed"
-    if not already:
-        interval = day_interval(day, zone)
-        check_begun(day, zone, now)
-        if interval.end > now and not early:
-            raise DayError(
-                "day_not_over", f"{day} is not over; bill it tomorrow, or close it early on purpose"
-            )
-        rate_day(connection, day, tariff)
+    if _state(connection, day) == "closed":
+        return Closing(day, _count_lines(connection, day), prove(connection, day), newly_closed=False)
+    interval = day_interval(day, zone)
+    check_begun(day, zone, now)
+    if interval.end > now and not early:
+        raise DayError("day_not_over", f"{day} is not over; bill it tomorrow, or close it early on purpose")
+    rolled_up = roll_up(connection)
+    with _hours_proven(connection, day, begin=not rolled_up) as hours_proven:
+        usage = sum_hours(connection, day)
+        leaves = _draft(connection, day, tariff, usage)
         came_late = sa.and_(event_batches.c.bill_day.is_(None), event_batches.c.day < day)
         connection.execute(event_batches.update().where(came_late).values(bill_day=day))
         connection.execute(
@@ -108,16 +120,25 @@ def close_day(
         )
         add_closed_lines(connection, day)
         charge_wallets(connection, day, now)
-    proof = prove(connection, day)
-    if not already:
-        facts = {
-            "early": interval.end > now,
-            "closed_at": now.astimezone(timezone.utc).isoformat(),
-            "closed_with": closed_with and closed_with.isoformat(),
-            "proof": asdict(proof),
-        }
-        chain.append(connection, "close", asdict(seal(connection, day)) | facts, now)
-    return Closing(day, _count_lines(connection, day), proof, newly_closed=not already)
+        sealed = seal(connection, day, leaves)
+        proof = prove(connection, day, Begun(usage, hours_proven))
+    facts = {
+        "early": interval.end > now,
+        "closed_at": now.astimezone(timezone.utc).isoformat(),
+        "closed_with": closed_with and closed_with.isoformat(),
+        "proof": asdict(proof),
+    }
+    chain.append(connection, "close", asdict(sealed) | facts, now)
+    return Closing(day, sealed.lines, proof, newly_closed=True)
+
+
+def _hours_proven(
+    connection: Connection, day: date, *, begin: bool
+) -> AbstractContextManager[Callable[[], None]]:
+    """Prove a day's hours, beside this transaction if that may `begin` now: if it has not changed them."""
+    if begin:
+        return beside(connection, lambda other: prove_hours(other, day))
+    return nullcontext(lambda: prove_hours(connection, day))
 
 
 def check_begun(day: date, zone: tzinfo, now: datetime | None = None) -> None:

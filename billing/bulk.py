@@ -1,18 +1,22 @@
-"""Many rows at once: by COPY into PostgreSQL, by executemany into SQLite."""
+"""Many rows at once: in by COPY on PostgreSQL, by executemany on SQLite; out without more than tuples."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from billing.csv_lines import csv_line
+
+_ROWS_AT_ONCE = 5000
+
 
 def insert_rows(
     connection: Connection, table: sa.Table, columns: Sequence[str], rows: Iterable[Sequence[Any]]
 ) -> None:
-    """Insert rows, each the values of `columns`, in the caller's transaction; memory holds one at a time.
+    """Insert rows, each the values of `columns`, in the caller's transaction.
 
     Values go to the driver as they are: days and moments as ISO 8601 text, moments in UTC to the
     microsecond with their offset, which is how SQLite keeps them and what PostgreSQL reads.
@@ -20,12 +24,21 @@ def insert_rows(
     names = ", ".join(columns)
     cursor: Any = connection.connection.cursor()
     if connection.dialect.name == "postgresql":
-        with cursor.copy(f"COPY {table.name} ({names}) FROM STDIN") as copy:
-            for row in rows:
-                copy.write_row(row)
+        copy_lines(connection, table.name, columns, map(csv_line, rows))
     else:
         marks = ", ".join("?" * len(columns))
         cursor.executemany(f"INSERT INTO {table.name} ({names}) VALUES ({marks})", rows)  # noqa: S608
+
+
+def stream(connection: Connection, query: sa.Executable) -> Iterator[tuple[Any, ...]]:
+    """Rows of a query as the driver gives them, some thousand at a time.
+
+    For text, whole numbers and truth, which need no conversion on any database.
+    """
+    with connection.execute(query, execution_options={"yield_per": _ROWS_AT_ONCE}) as result:
+        cursor: Any = result.cursor
+        while part := cursor.fetchmany(_ROWS_AT_ONCE):
+            yield from part
 
 
 def copy_lines(connection: Connection, table: str, columns: Sequence[str], lines: Iterable[bytes]) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
+from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -39,13 +41,21 @@ class Proof:
     corrected_days: tuple[date, ...]
 
 
-def prove(connection: Connection, day: date) -> Proof:
+class Begun(NamedTuple):
+    """What a transaction that closes a day knows of its hours already."""
+
+    usage: sa.Table  # their sums, see `billing.aggregates.sum_hours`
+    hours_proven: Callable[[], None]  # waits until they are: see `billing.aggregates.prove_hours`
+
+
+def prove(connection: Connection, day: date, begun: Begun | None = None) -> Proof:
     """Prove the bill of a day, for its own usage and for the earlier days that it corrects.
 
     The day's hours equal its events; all closed lines for the day, on this and on later bills, hold the
     tokens of the hours, each subject's and direction's; corrections on this bill hold the events that came
     late for it; and every line is at the terms in force on its day and comes to what these make of it.
-    That the lines of a month go on from each other is proven by `billing.month_proof`.
+    `begun` is what closing has got of this by now. That the lines of a month go on from each other is proven
+    by `billing.month_proof`.
     Raises: ClosureError: the first difference found, named by day, subject and direction.
     """
     tariff = kept_tariff(connection)
@@ -54,8 +64,11 @@ def prove(connection: Connection, day: date) -> Proof:
     for usage_day in [*corrected, day]:
         rater = Rater(tariff, usage_day)
         if usage_day == day:
-            prove_hours(connection, day)
-            prove_own_lines(connection, day, rater)
+            if begun is None:
+                prove_hours(connection, day)
+            prove_own_lines(connection, day, rater, begun and begun.usage)
+            if begun is not None:
+                begun.hours_proven()
         elif not events_are_dropped(connection, usage_day):
             prove_corrections(connection, day, usage_day, rater)
         _prove_minimums(connection, usage_day, tariff, rater)

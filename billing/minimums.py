@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from billing.aggregates import events_are_dropped, whole
+from billing.aggregates import KEY, events_are_dropped, whole
 from billing.lines import Rater, minimum_line
 from billing.money import charge
-from billing.owing import CLOSED, KEY, waiting_batches
+from billing.owing import CLOSED, waiting_batches
 from billing.rating import MINIMUM, Subject, Terms, top_up
 from billing.tables import COUNTS, bill_lines, usage_events
 from billing.tariff import Tariff

@@ -4,29 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import date
-from itertools import chain
 from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from billing.aggregates import whole
+from billing.aggregates import KEY, whole
+from billing.bulk import stream
 from billing.prices import PriceList
 from billing.rating import UNRATED
 from billing.tables import (
     COUNTS,
     RATED_BY,
-    SUBJECT,
     bill_days,
     bill_lines,
     bill_totals,
     event_batches,
     usage_events,
-    usage_hours,
 )
 from tallybook.calendar import next_month
 
-KEY = (*SUBJECT, *RATED_BY)
 _ROWS_AT_ONCE = 5000
 CLOSED = sa.select(bill_days.c.day).where(bill_days.c.state == "closed")
 
@@ -54,12 +51,14 @@ def owing_days(connection: Connection, day: date, price_list: PriceList) -> list
     return sorted(set(connection.scalars(late)) | _days_priced_since(connection, day, price_list))
 
 
-def usage_to_bill(connection: Connection, day: date, usage_day: date) -> Iterator[list[Usage]]:
-    """What the bill of `day` is to hold of a day of usage, in lists of whole users, in their order."""
-    query = _own_usage(day) if usage_day == day else _owed_usage(usage_day)
-    rows = connection.execute(query.order_by("user_id"), execution_options={"yield_per": _ROWS_AT_ONCE})
+def usage_to_bill(connection: Connection, usage_day: date, own: sa.Table | None) -> Iterator[list[Usage]]:
+    """What a bill is to hold of a day of usage, in lists of whole users, in their order.
+
+    `own`: the sums of the bill's own day (`billing.aggregates.sum_hours`); None: what an earlier day owes.
+    """
+    query = _owed_usage(usage_day) if own is None else sa.select(own, sa.false().label("was_unrated"))
     stretch: list[Usage] = []
-    for usage in map(Usage._make, chain.from_iterable(rows.partitions())):
+    for usage in map(Usage._make, stream(connection, query.order_by("user_id"))):
         if len(stretch) >= _ROWS_AT_ONCE and usage.user_id != stretch[-1].user_id:
             yield stretch
             stretch = []
@@ -73,13 +72,6 @@ def waiting_batches(usage_day: date) -> sa.Select[tuple[int]]:
     return sa.select(event_batches.c.id).where(
         event_batches.c.day == usage_day, event_batches.c.bill_day.is_(None)
     )
-
-
-def _own_usage(day: date) -> sa.Select[tuple[object, ...]]:
-    keys = [usage_hours.c[name] for name in KEY]
-    sums = [whole(sa.func.sum(usage_hours.c[name])).label(name) for name in COUNTS]
-    query = sa.select(*keys, *sums, sa.false().label("was_unrated"))
-    return query.where(usage_hours.c.day == day).group_by(*keys)
 
 
 def _owed_usage(usage_day: date) -> sa.CompoundSelect[tuple[object, ...]]:

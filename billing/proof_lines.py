@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from datetime import date
-from itertools import chain, groupby
+from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple, NoReturn
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from billing.aggregates import whole
+from billing.aggregates import KEY, whole
+from billing.bulk import stream
 from billing.errors import ClosureError
 from billing.lines import Rater
 from billing.money import ExactPrice, charge
-from billing.owing import CLOSED, KEY, waiting_batches
+from billing.owing import CLOSED, waiting_batches
 from billing.rating import DIRECTIONS, MINIMUM, UNRATED, Subject, quantities
 from billing.tables import COUNTS, bill_lines, event_batches, usage_events, usage_hours
 
@@ -39,13 +40,14 @@ class _Terms(NamedTuple):
     currency: str
 
 
-def prove_own_lines(connection: Connection, day: date, rater: Rater) -> None:
+def prove_own_lines(connection: Connection, day: date, rater: Rater, usage: sa.Table | None = None) -> None:
     """Prove that all closed lines for a day of usage, on whatever bill, hold its hours.
 
-    Events that came late and are on no bill yet are left out of the hours.
+    Events that came late and are on no bill yet are left out of the hours. `usage`: their sums, where this
+    transaction has made them (`billing.aggregates.sum_hours`).
     Raises: ClosureError: the first difference.
     """
-    hours = _counts(usage_hours, usage_hours.c.day == day)
+    hours = _counts(usage_hours, usage_hours.c.day == day) if usage is None else _counts(usage)
     rolled_up = waiting_batches(day).where(event_batches.c.rolled_up)
     waiting = _counts(
         usage_events, usage_events.c.day == day, usage_events.c.batch_id.in_(rolled_up), sign=-1
@@ -91,9 +93,8 @@ def _prove(
     columns = [bill_lines.c[name] for name in (*KEY, *_TERMS, *_NUMBERS)]
     no_counts = [sa.literal(0, sa.BigInteger).label(name) for name in COUNTS]
     query = sa.union_all(*used, sa.select(*columns, *no_counts).where(which)).order_by("user_id")
-    parts = connection.execute(query, execution_options={"yield_per": 5000}).partitions()
     prices: dict[tuple[Any, ...], ExactPrice] = {}
-    for _, of_user in groupby(map(tuple, chain.from_iterable(parts)), key=itemgetter(0)):
+    for _, of_user in groupby(stream(connection, query), key=itemgetter(0)):
         left: dict[tuple[Any, ...], list[int]] = {}  # tokens used, less those on lines, by direction
         for row in of_user:
             subject, direction = row[:_KEY_END], row[_KEY_END]

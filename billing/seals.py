@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
@@ -32,12 +32,14 @@ class Seal:
     lines_root: str  # the same over its lines, in the order of their hashes
 
 
-def seal(connection: Connection, day: date) -> Seal:
+def seal(connection: Connection, day: date, leaves: list[bytes] | None = None) -> Seal:
     """Hash the bill of a day as it stands: the batches of events on it, and its lines.
 
-    A batch has the root over its events since it was stored, so no event is read here.
+    A batch has the root over its events since it was stored, so no event is read here. `leaves`: those of
+    the lines, where this transaction has just written them.
     """
-    batches, lines = batches_of(connection, day), _line_leaves(connection, day)
+    # In the order of the hashes: databases disagree on the order of text, and lines may be many.
+    batches, lines = batches_of(connection, day), sorted(leaves or _line_leaves(connection, day))
     return Seal(
         day.isoformat(),
         len(batches),
@@ -168,8 +170,12 @@ def _what_differs(connection: Connection, batch: Mapping[str, Any], found: set[s
     return f"{where} held {batch['requests']} events; their hash is not the one of the {len(found)} found"
 
 
+def line_leaf(line: Sequence[Any]) -> bytes:
+    """The leaf hash of a line, from the columns of `bill_lines` in their order; days may be ISO 8601 text."""
+    return leaf_hash(orjson.dumps(line))
+
+
 def _line_leaves(connection: Connection, day: date) -> list[bytes]:
-    """In the order of the hashes: databases disagree on the order of text, and lines may be many."""
     query = sa.select(bill_lines).where(bill_lines.c.day == day)
     parts = connection.execute(query, execution_options={"yield_per": _EVENTS_AT_ONCE}).partitions()
-    return sorted(leaf_hash(orjson.dumps(tuple(row))) for part in parts for row in part)
+    return [line_leaf(tuple(row)) for part in parts for row in part]

@@ -22,6 +22,7 @@ GROUND = {
     "captured",
     "database",
     "settings",
+    "release_steps",
     "segments",
     "toml",
 }  # modules that every package may stand on

@@ -39,8 +39,8 @@ class Outcome(NamedTuple):
 def prepare(environment: dict[str, str]) -> Parsed:
     """Make this process Airflow's, with an empty metadata database; what reading the DAG file gives."""
     os.environ |= environment
-    _log_file().touch()
-    os.dup2(os.open(_log_file(), os.O_WRONLY | os.O_APPEND), sys.stdout.fileno())
+    log_file().touch()
+    os.dup2(os.open(log_file(), os.O_WRONLY | os.O_APPEND), sys.stdout.fileno())
     before = set(sys.modules)
     dag = _dag()
     loaded = set(sys.modules) - before
@@ -69,7 +69,7 @@ def run(
     dag = _dag()
     for task in dag.tasks:
         task.retries, task.retry_delay = retries, timedelta(0)
-    logged = _log_file().stat().st_size
+    logged = log_file().stat().st_size
     ended = dag.test(run_conf=conf, logical_date=logical_date)
     sys.stdout.flush()
     instances = ended.get_task_instances()
@@ -77,7 +77,7 @@ def run(
         str(ended.state),
         {ti.task_id: str(ti.state) for ti in instances},
         {ti.task_id: ti.try_number for ti in instances},
-        _log_file().read_bytes()[logged:].decode(),
+        log_file().read_bytes()[logged:].decode(),
     )
 
 
@@ -100,7 +100,8 @@ def intervals(
     return [(interval.start, interval.end) for interval in found]
 
 
-def _log_file() -> Path:
+def log_file() -> Path:
+    """What tasks have written."""
     return Path(os.environ["AIRFLOW_HOME"]) / "log.txt"
 
 
