@@ -36,8 +36,10 @@ def stream(connection: Connection, query: sa.Executable) -> Iterator[tuple[Any, 
     For text, whole numbers and truth, which need no conversion on any database.
     """
     with connection.execute(query, execution_options={"yield_per": _ROWS_AT_ONCE}) as result:
+        # SQLAlchemy may have read one row ahead; what comes after it is taken from the driver.
+        yield from map(tuple, result.fetchmany(1))
         cursor: Any = result.cursor
-        while part := cursor.fetchmany(_ROWS_AT_ONCE):
+        while cursor is not None and (part := cursor.fetchmany(_ROWS_AT_ONCE)):
             yield from part
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
+from alembic.config import Config
 from sqlalchemy.engine import Connection, Engine
 
 from billing import chain
@@ -206,8 +208,10 @@ def test_a_ledger_from_before_events_had_more_fields_is_proven_after_its_migrati
         for name in TRACED:
             connection.exec_driver_sql(f"ALTER TABLE usage_events DROP COLUMN {name}")
         connection.exec_driver_sql("UPDATE ledger_version SET version_num = '0001'")
-    ledger.dispose()
-    ledger = open_ledger(ledger_url, TIME_ZONE)
+        config = Config()
+        config.set_main_option("script_location", "billing:migrations")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0002")
     with reading(ledger) as connection:
         assert verify(connection).events == 3
     ledger.dispose()
