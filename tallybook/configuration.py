@@ -23,6 +23,7 @@ PREFIX = "TALLYBOOK_"
 # Read from the environment alone: where the file is, how hard the tests' drills are, where their engine is.
 OTHER_VARIABLES = {
     CONFIG_VARIABLE, "TALLYBOOK_DRILL_KILLS", "TALLYBOOK_DRILL_REQUESTS", "TALLYBOOK_ENGINE_VENV",
+    "TALLYBOOK_FUZZ_EXAMPLES",
 }  # fmt: skip
 
 

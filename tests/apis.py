@@ -18,10 +18,13 @@ import orjson
 from flask import Flask
 from flask.testing import FlaskClient
 from numpy.typing import NDArray
+from werkzeug.wsgi import ClosingIterator
 
+from serving import trace
 from serving.app import SERVICES, build_app
 from serving.errors import ModelVersionNotFoundError
 from serving.inference import Metadata
+from serving.openapi import codes
 from serving.services import Services, make_services
 from serving.settings import ServingSettings
 from tallybook.processes import free_port
@@ -110,11 +113,39 @@ def running_app(tmp_path: Path, server: StandIn | None = None, **settings: Any) 
     )
     server = server or StandIn()
     app = build_app(make_services(made, model=server))
+    undocumented: set[str] = set()
+    app.wsgi_app = _held_against_the_document(app.wsgi_app, undocumented)  # type: ignore[method-assign]
     try:
         yield Api(app, server, made.journal_dir)
+        assert undocumented == set(), "serving/openapi.py does not know what was answered"
     finally:
         server.may_answer.set()
         app.extensions[SERVICES].close()
+
+
+def _held_against_the_document(inner: Any, undocumented: set[str]) -> Any:
+    """Notice each failure of a route of ours whose code the OpenAPI document does not name."""
+
+    def asked(environ: Any, start_response: Any) -> Any:
+        statuses: list[int] = []
+
+        def start(status: str, headers: Any, exc_info: Any = None) -> Any:
+            statuses.append(int(status[:3]))
+            return start_response(status, headers, exc_info)
+
+        answer = inner(environ, start)
+        route = trace.of(environ).route
+        if route is not None and statuses[0] >= 400 and isinstance(answer, (list, ClosingIterator)):
+            body = list(answer)
+            code = orjson.loads(b"".join(body))["error"]["code"]
+            path = route.replace("<", "{").replace(">", "}")
+            method = environ["REQUEST_METHOD"]
+            if code not in codes(path, method).get(statuses[0], ()) and code != "method_not_allowed":
+                undocumented.add(f"{method} {path}: {statuses[0]} {code}")
+            return body
+        return answer
+
+    return asked
 
 
 def export(models_dir: Path, version: int) -> Path:

@@ -1,4 +1,4 @@
-"""GET /healthz, /readyz and /metrics: for those who run the API, not for those who use it."""
+"""GET /healthz, /readyz, /metrics and /openapi.json: for those who run the API and build on it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from flask import Blueprint, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from serving.errors import NotReadyError
+from serving.openapi import document
 from serving.services import Services
 
 
@@ -39,6 +40,12 @@ def blueprint(services: Services) -> Blueprint:
     @routes.get("/metrics")
     def metrics() -> Response:
         return Response(services.metrics.exposition(), content_type=CONTENT_TYPE_LATEST)
+
+    described = orjson.dumps(document())
+
+    @routes.get("/openapi.json")
+    def openapi() -> Response:
+        return Response(described, content_type="application/json")
 
     return routes
 
