@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timezone, tzinfo
 from itertools import islice
+from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
@@ -31,6 +32,13 @@ from tallybook.calendar import day_interval
 _LINES_AT_ONCE = 5000
 
 
+class Rated(NamedTuple):
+    """How many lines a day has; `closed`: they are final, and rating has left them as they are."""
+
+    lines: int
+    closed: bool
+
+
 @dataclass(frozen=True)
 class Closing:
     """A closed day: how many lines it has, for how many days of usage, and the proof."""
@@ -41,8 +49,8 @@ class Closing:
     newly_closed: bool
 
 
-def rate_day(connection: Connection, day: date, tariff: Tariff) -> int:
-    """Make the draft lines of a day anew from the aggregates; how many there are.
+def rate_day(connection: Connection, day: date, tariff: Tariff) -> Rated:
+    """Make the draft lines of a day anew from the aggregates.
 
     The lines bill the day's own usage, and what closed days before it still owe: events that came late,
     and tokens that were unrated until now. A closed day is left as it is. Memory holds the lines of some
@@ -50,9 +58,9 @@ def rate_day(connection: Connection, day: date, tariff: Tariff) -> int:
     """
     lock_ledger(connection)
     if _state(connection, day) == "closed":
-        return _count_lines(connection, day)
+        return Rated(_count_lines(connection, day), closed=True)
     roll_up(connection)
-    return len(_draft(connection, day, tariff, sum_hours(connection, day)))
+    return Rated(len(_draft(connection, day, tariff, sum_hours(connection, day))), closed=False)
 
 
 def _draft(connection: Connection, day: date, tariff: Tariff, usage: sa.Table) -> list[bytes]:
@@ -104,9 +112,7 @@ def close_day(
     if _state(connection, day) == "closed":
         return Closing(day, _count_lines(connection, day), prove(connection, day), newly_closed=False)
     interval = day_interval(day, zone)
-    check_begun(day, zone, now)
-    if interval.end > now and not early:
-        raise DayError("day_not_over", f"{day} is not over; bill it tomorrow, or close it early on purpose")
+    check_closable(day, zone, early=early, now=now)
     rolled_up = roll_up(connection)
     with _hours_proven(connection, day, begin=not rolled_up) as hours_proven:
         usage = sum_hours(connection, day)
@@ -145,6 +151,13 @@ def check_begun(day: date, zone: tzinfo, now: datetime | None = None) -> None:
     """Raises: DayError: the day has not begun (code day_in_future)."""
     if day_interval(day, zone).start > (now or datetime.now(timezone.utc)):
         raise DayError("day_in_future", f"{day} has not begun")
+
+
+def check_closable(day: date, zone: tzinfo, *, early: bool, now: datetime | None = None) -> None:
+    """Raises: DayError: the day has not begun (code day_in_future), or is not over (day_not_over)."""
+    check_begun(day, zone, now)
+    if day_interval(day, zone).end > (now or datetime.now(timezone.utc)) and not early:
+        raise DayError("day_not_over", f"{day} is not over; bill it tomorrow, or close it early on purpose")
 
 
 def days_to_catch_up(

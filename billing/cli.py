@@ -9,6 +9,7 @@ from datetime import datetime
 import click
 
 from billing import counters, daily
+from billing.bills import Closing
 from billing.command import DAY, ledger_transaction, told_errors
 from billing.ledger import open_ledger
 from billing.money import format_amount
@@ -48,8 +49,9 @@ def _stopped() -> threading.Event:
 def rate(day: datetime) -> None:
     """Draft the bills of a day at the prices of the price list."""
     with told_errors():
-        lines = daily.rate(BillingSettings(), day.date())
-    click.echo(f"{day.date()}: {lines:,} lines.")
+        rated = daily.rate(BillingSettings(), day.date())
+    state = "closed before, and left as they are" if rated.closed else "drafted"
+    click.echo(f"{day.date()}: {rated.lines:,} lines {state}.")
 
 
 @click.command()
@@ -58,7 +60,7 @@ def rate(day: datetime) -> None:
 def close(day: datetime, early: bool) -> None:
     """Close a day's bills for ever, if events, aggregates and lines agree."""
     with told_errors():
-        closing = daily.close(BillingSettings(), day.date(), early=early)
+        closing = daily.close(BillingSettings(), day.date(), early=early, caught_up=_tell_caught_up)
     proof = closing.proof
     done = "closed" if closing.newly_closed else "was closed already"
     click.echo(f"{closing.day} {done}: {closing.lines:,} lines.")
@@ -70,6 +72,10 @@ def close(day: datetime, early: bool) -> None:
         click.echo(f"Amount: {format_amount(proof.amount_minor, proof.currency)}")
     if proof.unrated_tokens:
         click.echo(f"Unrated: {proof.unrated_tokens:,} tokens of models without a price.", err=True)
+
+
+def _tell_caught_up(closing: Closing) -> None:
+    click.echo(f"{closing.day} was open and is closed first: {closing.lines:,} lines.")
 
 
 @click.command()

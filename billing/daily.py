@@ -5,6 +5,7 @@ Each is a transaction over one billing day: run twice, or again after a crash, t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import date
 from email.message import EmailMessage
 from pathlib import Path
@@ -55,8 +56,8 @@ def follow_kafka(settings: BillingSettings, stop: Event) -> IngestResult:
     return follow(_ledger(settings), topic, settings.zone, stop)
 
 
-def rate(settings: BillingSettings, day: date) -> int:
-    """Make the day's draft lines anew at the prices of the price list; how many there are.
+def rate(settings: BillingSettings, day: date) -> bills.Rated:
+    """Make the day's draft lines anew at the prices of the price list.
 
     Raises: DayError: the day has not begun.
     """
@@ -65,19 +66,28 @@ def rate(settings: BillingSettings, day: date) -> int:
         return bills.rate_day(connection, day, _tariff(connection, settings))
 
 
-def close(settings: BillingSettings, day: date, *, early: bool = False) -> bills.Closing:
+def close(
+    settings: BillingSettings,
+    day: date,
+    *,
+    early: bool = False,
+    caught_up: Callable[[bills.Closing], None] = lambda closing: None,
+) -> bills.Closing:
     """Close the day if its events, aggregates and lines agree; see `billing.bills.close_day`.
 
-    Days before it that have usage and that nobody closed, because Airflow was down, are closed first.
+    Days before it that have usage and that nobody closed, because Airflow was down, are closed first;
+    `caught_up` is told of each, also when a later one is refused.
     """
     ledger = _ledger(settings)
-    bills.check_begun(day, settings.zone)
     with reading(ledger) as connection:
+        if not closed_days(connection, [day]):
+            bills.check_closable(day, settings.zone, early=early)
         missed = bills.days_to_catch_up(connection, day, settings.zone)
     for earlier in missed:
         with writing(ledger) as connection:
             tariff = _tariff(connection, settings)
-            bills.close_day(connection, earlier, tariff, settings.zone, closed_with=day)
+            closing = bills.close_day(connection, earlier, tariff, settings.zone, closed_with=day)
+        caught_up(closing)
     with writing(ledger) as connection:
         return bills.close_day(connection, day, _tariff(connection, settings), settings.zone, early=early)
 

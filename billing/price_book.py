@@ -140,9 +140,8 @@ def prove_kept(connection: Connection, acts: Iterable[Mapping[str, Any]]) -> Non
             in_force[name] = (in_force[name] | imported) - set(act[name]["withdrawn"])
     for part in _PARTS:
         name, kept = str(part.table.name), _kept(connection, part)
-        altered = {id_ for id_, terms in kept.items() if terms.id != id_}
         now = _kept(connection, part, in_force=True).keys()
-        odd = altered | (kept.keys() ^ known[name]) | (now ^ in_force[name])
+        odd = (kept.keys() ^ known[name]) | (now ^ in_force[name])
         if odd:
             raise AuditError("price_altered", f"{min(odd)} of {name} is not what was imported")
 
@@ -155,7 +154,16 @@ def _kept(connection: Connection, part: _Part, *, in_force: bool = False) -> dic
     query = sa.select(part.table).order_by(part.table.c.effective_from, part.table.c.id)
     if in_force:
         query = query.where(part.table.c.withdrawn_at.is_(None))
-    return {row.id: part.terms_of(row) for row in connection.execute(query)}
+    kept: dict[str, Any] = {}
+    for row in connection.execute(query):
+        try:
+            kept[row.id] = part.terms_of(row)
+            altered = kept[row.id].id != row.id
+        except (ArithmeticError, TypeError, ValueError):  # no number, no tiers
+            altered = True
+        if altered:
+            raise AuditError("price_altered", f"{row.id} of {part.table.name} is not what was imported")
+    return kept
 
 
 def _write(

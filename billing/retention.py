@@ -8,6 +8,7 @@ from datetime import date, datetime, timezone
 from typing import Any
 
 import sqlalchemy as sa
+from psycopg.errors import LockNotAvailable
 from sqlalchemy.engine import Connection, Engine
 
 from billing import chain
@@ -48,6 +49,8 @@ def drop_events(ledger: Engine, before: date, now: datetime | None = None) -> It
             with writing(ledger) as connection:
                 dropped = _drop_day(connection, day, now or datetime.now(timezone.utc))
         except sa.exc.OperationalError as error:
+            if not _is_busy(error):
+                raise
             raise LedgerError(
                 "ledger_busy", f"{day}: somebody reads the events; try again: {error}"
             ) from error
@@ -70,6 +73,11 @@ def verify_dropped(connection: Connection, acts: Mapping[str, Mapping[str, Any]]
         root = batches_root(found.get(act, ()))
         if act not in acts or acts[act]["events_root"] != root:
             raise AuditError("retention_altered", f"the batches dropped for {act} are not those on record")
+
+
+def _is_busy(error: sa.exc.OperationalError) -> bool:
+    """Whether it is for want of a lock."""
+    return isinstance(error.orig, LockNotAvailable) or "database is locked" in str(error.orig)
 
 
 def _drop_day(connection: Connection, day: date, now: datetime) -> Dropped | None:

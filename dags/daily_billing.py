@@ -53,8 +53,8 @@ def daily_billing() -> None:
         from billing import daily
 
         with told():
-            lines = daily.rate(BillingSettings(), date.fromisoformat(day))
-        log.info("%s: %d lines", day, lines)
+            rated = daily.rate(BillingSettings(), date.fromisoformat(day))
+        log.info("%s: %d lines%s", day, rated.lines, ", closed before" if rated.closed else "")
 
     @task
     def close(day: str, **context: Any) -> None:
@@ -62,7 +62,12 @@ def daily_billing() -> None:
 
         with told():
             early = context["params"]["early"]
-            closing = daily.close(BillingSettings(), date.fromisoformat(day), early=early)
+            closing = daily.close(
+                BillingSettings(),
+                date.fromisoformat(day),
+                early=early,
+                caught_up=lambda first: log.info("%s was open and is closed first", first.day),
+            )
         proof = closing.proof
         log.info("%s: closed, %d events, %d tokens on lines", day, proof.requests, proof.line_tokens)
 

@@ -36,7 +36,7 @@ def bring(ledger: Engine, events: Iterable[UsageEvent | bytes]) -> None:
 def draft(ledger: Engine, day: date, prices: Sequence[Price] = (a_price(),)) -> int:
     """Make the day's draft lines."""
     with writing(ledger) as connection:
-        return rate_day(connection, day, sync_prices(connection, Tariff(tuple(prices))))
+        return rate_day(connection, day, sync_prices(connection, Tariff(tuple(prices)))).lines
 
 
 def close(

@@ -40,7 +40,7 @@ def close(
 
 def draft(ledger: Engine, day: date = DAY) -> int:
     with writing(ledger) as connection:
-        return rate_day(connection, day, sync_prices(connection, Tariff((a_price(),))))
+        return rate_day(connection, day, sync_prices(connection, Tariff((a_price(),)))).lines
 
 
 def bring(ledger: Engine, journal: Path, *events: UsageEvent) -> None:

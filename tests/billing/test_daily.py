@@ -93,6 +93,30 @@ def test_today_is_not_caught_up_with_and_tomorrow_is_refused_without_a_trace(
     assert state(settings) == {}
 
 
+def test_a_day_that_is_refused_closes_no_other(settings: BillingSettings) -> None:
+    use(settings, TODAY - timedelta(days=3), TODAY)
+    with pytest.raises(DayError) as refused:
+        daily.close(settings, TODAY)
+    assert refused.value.code == "day_not_over"
+    assert state(settings) == {}
+
+
+def test_closing_tells_of_the_days_that_it_caught_up_with(settings: BillingSettings) -> None:
+    missed, yesterday = TODAY - timedelta(days=3), TODAY - timedelta(days=1)
+    use(settings, missed, yesterday)
+    told: list[date] = []
+    daily.close(settings, yesterday, caught_up=lambda closing: told.append(closing.day))
+    assert told == [missed]
+
+
+def test_rating_a_closed_day_says_that_its_lines_were_left_as_they_are(settings: BillingSettings) -> None:
+    yesterday = TODAY - timedelta(days=1)
+    use(settings, yesterday)
+    assert daily.rate(settings, yesterday) == (2, False)
+    daily.close(settings, yesterday)
+    assert daily.rate(settings, yesterday) == (2, True)
+
+
 def test_a_day_that_is_not_closed_is_not_mailed(settings: BillingSettings) -> None:
     use(settings, TODAY)
     daily.rate(settings, TODAY)

@@ -7,18 +7,20 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 import billing.ingest
+import billing.retention
 from billing.aggregates import rebuild_day
 from billing.audit import trace, verify
 from billing.bills import close_day
-from billing.errors import AuditError, BillingError
+from billing.errors import AuditError, BillingError, LedgerError
 from billing.events import EventReader
 from billing.ingest import ingest, store_journal
-from billing.ledger import reading, writing
+from billing.ledger import open_ledger, reading, writing
 from billing.price_book import sync_prices
 from billing.retention import Dropped, drop_events
 from billing.store import prepare_days, retry_set_aside
 from billing.tables import bill_lines, event_ids, set_aside, usage_events, usage_hours
 from billing.tariff import Tariff
+from tests.billing.conftest import TIME_ZONE
 from tests.billing.factories import AFTER, DAY, NOON, ZONE, a_price, an_event, write_segment
 
 TOMORROW = DAY + timedelta(days=1)
@@ -163,3 +165,29 @@ def test_what_came_late_and_is_not_rolled_up_yet_disturbs_no_proof(closed: Engin
     close(closed, 1)
     with reading(closed) as connection:
         verify(connection)
+
+
+def test_who_reads_the_events_keeps_them_and_is_told_of(
+    postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(billing.retention, "_LOCK_SECONDS", 0.1)
+    ledger = open_ledger(postgres_url, TIME_ZONE)
+    write_segment(tmp_path, [KEPT])
+    ingest(ledger, tmp_path, ZONE)
+    close(ledger, 0)
+    with reading(ledger) as reader:
+        reader.execute(sa.select(usage_events)).all()
+        with pytest.raises(LedgerError) as refused:
+            list(drop_events(ledger, TOMORROW))
+    assert refused.value.code == "ledger_busy"
+    assert events(ledger) == [KEPT.id]
+    ledger.dispose()
+
+
+def test_a_database_that_goes_away_is_not_called_busy(
+    closed: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = sa.exc.OperationalError("", {}, OSError("server closed the connection unexpectedly"))
+    monkeypatch.setattr(billing.retention, "prove_hours", lambda *_: (_ for _ in ()).throw(gone))
+    with pytest.raises(sa.exc.OperationalError, match="closed the connection"):
+        list(drop_events(closed, TOMORROW))
