@@ -63,6 +63,7 @@ with _tensorflow_not_run():
         model_pb2,
         model_service_pb2_grpc,
         predict_pb2,
+        prediction_log_pb2,
         prediction_service_pb2_grpc,
         regression_pb2,
     )
@@ -88,6 +89,7 @@ __all__ = [
     "numpy_dtype",
     "numpy_dtype_name",
     "predict_pb2",
+    "prediction_log_pb2",
     "prediction_service_pb2_grpc",
     "regression_pb2",
     "tensor_of",

@@ -17,6 +17,7 @@ from serving.model_server.signature import Signature, TensorSpec
 from serving.protos import Message
 
 BASE64 = "b64"
+_MOST_AXES = 32  # numpy's limit on some versions
 _MOST_EXACT = {np.dtype(np.float32): 2**24 - 1, np.dtype(np.float64): 2**53 - 1}
 
 Json = Any
@@ -150,6 +151,10 @@ def _array(value: Json, spec: TensorSpec) -> NDArray[Any]:
     inner = value
     while isinstance(inner, list):
         shape.append(len(inner))
+        if len(shape) > _MOST_AXES:
+            raise InvalidRequestError(
+                f"Encountered list at unexpected level: {_MOST_AXES} lists in one another"
+            )
         inner = inner[0] if inner else None
     values: list[Any] = []
     _collect(value, 0, shape, spec, values)

@@ -22,6 +22,7 @@ from serving.model_server.errors import (
     status_of,
 )
 from serving.model_server.signature import Arrays, Signature
+from serving.model_server.warmup import replay
 from serving.protos import Message
 
 log = logging.getLogger(__name__)
@@ -38,10 +39,10 @@ class LoadedModel:
     """
 
     def __init__(self, folder: Path, compute_threads: int) -> None:
-        """Load `folder`, and compute once with zeros, so that the first client does not wait for it.
+        """Load `folder`, and compute what it is warmed up with: the first client does not wait for that.
 
-        Raises: LoadError: no SavedModel, half of one, a broken one, or one that fails otherwise than by
-            refusing zeros.
+        Raises: LoadError: no SavedModel, half of one, a broken one, one that can't answer its own
+            warm-up requests, or one that fails otherwise than by refusing zeros.
         """
         self._folder = folder
         self._session = tf.compat.v1.Session(
@@ -64,6 +65,8 @@ class LoadedModel:
         except Exception as error:
             self._session.close()
             # TensorFlow tells of broken files by a dozen kinds of exceptions.
+            if isinstance(error, LoadError):
+                raise
             raise LoadError(_load_status(error), _reason(error)) from error
 
     def signature(self, name: str) -> Signature:
@@ -103,6 +106,8 @@ class LoadedModel:
         self._session.close()
 
     def _warm_up(self) -> None:
+        if replay(self._folder, self.signature, self.run):
+            return
         try:
             signature = self.signature(_DEFAULT)
             signature.check_supported()
@@ -133,7 +138,7 @@ def default_compute_threads() -> int:
 def _load_status(error: Exception) -> grpc.StatusCode:
     if isinstance(error, tf.errors.OpError):
         return status_of(error.error_code)
-    if isinstance(error, PredictionError):
+    if isinstance(error, ModelServerError):
         return error.status
     return grpc.StatusCode.NOT_FOUND if isinstance(error, OSError) else grpc.StatusCode.INTERNAL
 

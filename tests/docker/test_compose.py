@@ -174,7 +174,7 @@ def test_prometheus_asks_services_that_there_are() -> None:
 
 def test_the_model_server_serves_the_model_that_the_api_asks_for() -> None:
     model = ServingSettings.model_fields["model"].default
-    config = (DOCKER / "models.config").read_text("utf-8")
+    config = (DOCKER / "releases" / "models.config").read_text("utf-8")
     assert f'name: "{model}"' in config
     assert f'base_path: "/models/{model}"' in config
     assert f"/v1/models/{model} " in str(SERVICES["model-server"]["healthcheck"])

@@ -161,6 +161,7 @@ BOTH = {"inputs": [1.0], "instances": [1.0]}
             400,
             "Encountered list at unexpected level: 1 expected < 1",
         ),
+        (f"{MODEL}:predict", '{"inputs": ' + "[" * 900 + "]" * 900 + "}", 400, "32 lists in one another"),
         (f"{MODEL}:predict", {"signature_name": 100}, 400, "'signature_name' key must be a string value."),
         (
             f"{MODEL}:predict",
