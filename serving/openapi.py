@@ -97,6 +97,7 @@ _MODEL_ENTRY = _object(
 )  # fmt: skip
 _MODELS = _object(("object", "data"), object={"const": "list"}, data={"type": "array", "items": _MODEL_ENTRY})
 _ALIVE = _object(("status",), status={"const": "alive"})
+_EVENT = _object(("data",), data={"type": "string"})  # a chunk as JSON, or [DONE]
 _READY = _object(
     ("status", "model", "model_version", "refused_versions"),
     status={"const": "ready"}, model=_MODEL_NAME, model_version=_MODEL_NAME, refused_versions=_ANY,
@@ -166,7 +167,7 @@ def _asks(
     if body is not None:
         operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     if streams:
-        operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+        operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": _EVENT}
     return operation
 
 
