@@ -23,7 +23,13 @@ _BY = click.option(
 _VERSION = click.argument("version", type=click.IntRange(1), required=False)
 
 
-@click.group()
+class _InOrder(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they are taken."""
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder)
 def release() -> None:
     """Stage, canary, promote and roll back versions of a model, while everything goes on.
 
@@ -32,7 +38,7 @@ def release() -> None:
     """
 
 
-@release.command()
+@release.command(short_help="Keep what answers now as the stable version.")
 @_MODEL
 @_BY
 def adopt(model: str, who: str) -> None:
@@ -41,7 +47,7 @@ def adopt(model: str, who: str) -> None:
         click.echo(f"{model} {steps.adopt()} is the stable version.")
 
 
-@release.command()
+@release.command(short_help="Load a version; nobody is sent to it.")
 @_MODEL
 @_VERSION
 @_BY
@@ -51,7 +57,7 @@ def stage(model: str, version: int | None, who: str) -> None:
         click.echo(f"{model} {steps.stage(version)} is loaded, and answers nobody yet.")
 
 
-@release.command()
+@release.command(short_help="Let a version answer a share of the users.")
 @_MODEL
 @_VERSION
 @click.option("--share", required=True, metavar="PERCENT", help="Share of the users, such as 5 or 0.25.")
@@ -68,7 +74,7 @@ def canary(model: str, version: int | None, share: str, who: str) -> None:
         click.echo(f"{model} {steps.canary(version, parsed)} answers {percent(parsed)}% of the users.")
 
 
-@release.command()
+@release.command(short_help="Make the canary the stable version.")
 @_MODEL
 @_VERSION
 @_BY
@@ -78,7 +84,7 @@ def promote(model: str, version: int | None, who: str) -> None:
         click.echo(f"{model} {steps.promote(version)} is the stable version.")
 
 
-@release.command()
+@release.command(short_help="Take the canary out, or go back a version.")
 @_MODEL
 @_BY
 def rollback(model: str, who: str) -> None:
@@ -88,7 +94,7 @@ def rollback(model: str, who: str) -> None:
         click.echo(f"{model} {gone} is out of service; {stable} is the stable version.")
 
 
-@release.command()
+@release.command(short_help="Show the versions, their labels and shares.")
 @_MODEL
 def status(model: str) -> None:
     """Show a model's versions, their labels and shares, and why one is not in service."""
@@ -114,7 +120,7 @@ def status(model: str) -> None:
         raise click.ClickException(f"server_unreachable: {found.problem}")
 
 
-@release.command()
+@release.command(short_help="Set the canary beside the stable version.")
 @_MODEL
 @click.argument("version", type=click.IntRange(1))
 @click.option(

@@ -40,7 +40,8 @@ class ModelServerSettings(CommonSettings):
         True, description="Compute the rows of several requests together, where a signature allows it."
     )
     model_server_batching_parameters_file: Path | None = Field(
-        None, description="TensorFlow Serving's --batching_parameters_file; comes before the settings below."
+        None,
+        description="TensorFlow Serving's --batching_parameters_file; overrules model_server_max_batch_rows.",
     )
     model_server_max_batch_rows: int = Field(64, ge=1, description="Most texts computed in one batch.")
     model_server_max_batch_cells: int = Field(

@@ -15,7 +15,7 @@ from billing.tables import usage_events
 from tests.drills.releasing import release_under_load
 
 PER_SECOND = 100
-PAUSE_REQUESTS = int(os.environ.get("TALLYBOOK_DRILL_REQUESTS", "100"))
+PAUSE_REQUESTS = int(os.environ.get("TALLYBOOK_DRILL_REQUESTS", "60"))
 ZONE = ZoneInfo("Asia/Shanghai")
 
 
