@@ -33,6 +33,7 @@ from billing.trend import TrendDay
 from billing.words import Language, Words, number
 
 _ROWS_A_GROUP = 6
+_FAR_APART = 20  # pools, of which the cheap ones would lie on the ground
 _POOL_COLOURS = (PROMPT, COMPLETION, "#007a5a", "#a0527a", "#7a6a00", "#5b6875")
 
 
@@ -113,11 +114,11 @@ def _trend(report: DayReport, told: Words) -> Figure:
 def _band(axes: Axes, report: DayReport, told: Words) -> None:
     """Between which tokens each day would be a usual one."""
     known = [(place, day.usual) for place, day in enumerate(report.trend) if day.usual]
-    axes.fill_between(
+    axes.bar(
         [place for place, _ in known],
-        [usual.low for _, usual in known],
-        [usual.high for _, usual in known],
-        color=COMPLETION, alpha=0.3, linewidth=0, label=told.usual,
+        [max(usual.high - usual.low, usual.high // 100) for _, usual in known],
+        bottom=[usual.low for _, usual in known],
+        color=COMPLETION, alpha=0.35, width=1.0, label=told.usual,
     )  # fmt: skip
 
 
@@ -176,10 +177,14 @@ def _unit_costs(report: DayReport, told: Words) -> Figure:
             edgecolors=[INK if each.day == report.day else colour for each in days],
             color=colour, label=fitted(pool), zorder=2,
         )  # fmt: skip
-    axes.set_ylim(0)
     axes.set_xlim(0)
-    axes.xaxis.set_major_formatter(PercentFormatter(decimals=None))
-    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(PercentFormatter(decimals=0))
+    costs = [float(each.unit_cost) for each in report.unit_costs if each.unit_cost]
+    if costs and max(costs) > _FAR_APART * min(costs):
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(0)
+        axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     currency = report.unit_costs[0].currency
     label_axes(axes, x=told.axis_utilisation, y=told.axis_unit_cost.format(currency=currency))

@@ -88,16 +88,6 @@ def report(day: datetime, user: str | None) -> None:
     click.echo(f"{folder}")
 
 
-@click.command()
-@DAY
-@_USER
-def mail(day: datetime, user: str | None) -> None:
-    """Mail a closed day's bill, or write it to the outbox; a bill that was mailed is not mailed again."""
-    with told_errors():
-        for line in daily.mail(BillingSettings(), day.date(), user):
-            click.echo(line)
-
-
 @click.group()
 def reconcile() -> None:
     """Set what was metered against the model servers' own counters."""

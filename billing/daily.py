@@ -5,7 +5,7 @@ Each is a transaction over one billing day: run twice, or again after a crash, t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from datetime import date
 from email.message import EmailMessage
 from pathlib import Path
@@ -16,9 +16,12 @@ from sqlalchemy.engine import Connection, Engine
 
 from billing import audit, bills
 from billing.audit import Verified
+from billing.backlog import behind
 from billing.bill_csv import read_lines, write_bill
+from billing.bill_pdf import bill_pdf
 from billing.charts import draw_charts
 from billing.closure import prove
+from billing.costs_file import CostList, read_costs
 from billing.errors import DayError, MailError, SourceError
 from billing.files import write_whole
 from billing.ingest import ingest as ingest_journal
@@ -26,14 +29,19 @@ from billing.kafka import Topic, drain, follow
 from billing.ledger import closed_days, lock_ledger, open_ledger, reading, writing
 from billing.mail import compose
 from billing.outbox import deliver, enqueue, is_enqueued
+from billing.personal import enqueue_mails
 from billing.price_book import kept_tariff, sync_prices
 from billing.price_file import read_tariff
 from billing.report import day_report
 from billing.selection import Selection
 from billing.settings import BillingSettings
 from billing.store import IngestResult
+from billing.subscriptions import of_shard, read_subscriptions
 from billing.tables import bill_days
 from billing.tariff import Tariff
+from tallybook.calendar import ONE_DAY, day_interval, today
+
+_A_SHARD = 1000  # subscribers a task
 
 
 def ingest(settings: BillingSettings) -> IngestResult:
@@ -113,8 +121,7 @@ def mail(settings: BillingSettings, day: date, user: str | None = None) -> list[
     """
     ledger = _ledger(settings)
     with reading(ledger) as connection:
-        if not closed_days(connection, [day]):
-            raise DayError("day_not_closed", f"{day} is not closed: close it, then mail it")
+        _check_closed(connection, day)
         mails = {_mail_id(settings, each, user): each for each in [*_caught_up(connection, day), day]}
         messages = {
             mail_id: _compose(settings, connection, each, user, mail_id)
@@ -124,18 +131,85 @@ def mail(settings: BillingSettings, day: date, user: str | None = None) -> list[
     with writing(ledger) as connection:
         for mail_id, message in messages.items():
             enqueue(connection, mail_id, mails[mail_id], message)
-    deliveries = deliver(ledger, settings)
+    return deliver_mails(settings, mails) or [f"{', '.join(mails)}: mailed before"]
+
+
+def personal(settings: BillingSettings, day: date, shard: int = 0, shards: int = 1) -> tuple[int, int]:
+    """Put the mails of a closed day's subscribers, or of one shard of them, into the outbox, each once.
+
+    Returns: how many are new there, and how many subscribers had nothing to be told.
+    Raises: DayError: the day is not closed. SubscriptionsError: the file is wrong.
+    """
+    some = of_shard(read_subscriptions(settings.subscriptions_file), shard, shards)
+    ledger = _ledger(settings)
+    with reading(ledger) as connection:
+        _check_closed(connection, day)
+    return enqueue_mails(ledger, settings, day, some)
+
+
+def personal_shards(settings: BillingSettings) -> int:
+    """Over how many tasks the subscribers' mails are spread."""
+    return -(-len(read_subscriptions(settings.subscriptions_file)) // _A_SHARD)
+
+
+def complete_day(settings: BillingSettings) -> date | None:
+    """Yesterday, once nothing of it waits in the journal and until it is closed."""
+    day = today(settings.zone) - ONE_DAY
+    with reading(_ledger(settings)) as connection:
+        if closed_days(connection, [day]):
+            return None
+    return None if backlog(settings, day) else day
+
+
+def deliver_mails(settings: BillingSettings, wanted: Collection[str] = ()) -> list[str]:
+    """Deliver every mail that waits; what became of each.
+
+    Raises: MailError: somebody did not take one of the `wanted` mails (code mail_not_delivered).
+    """
+    deliveries = deliver(_ledger(settings), settings)
     for delivery in deliveries:
-        if delivery.mail_id in mails and delivery.error is not None:
+        if delivery.mail_id in wanted and delivery.error is not None:
             raise MailError("mail_not_delivered", f"{delivery.mail_id} to {delivery.place}: {delivery.error}")
-    told = [f"{d.mail_id}: {d.state}, {d.place}{f' ({d.error})' if d.error else ''}" for d in deliveries]
-    return told or [f"{', '.join(mails)}: mailed before"]
+    return [f"{d.mail_id}: {d.state}, {d.place}{f' ({d.error})' if d.error else ''}" for d in deliveries]
+
+
+def backlog(settings: BillingSettings, day: date) -> list[str]:
+    """Journal segments with events of the day, or of an earlier one, that ingest could not store yet."""
+    ends = day_interval(day, settings.zone).end
+    return behind(_ledger(settings), settings.journal_dir, ends)
+
+
+def rehearse(
+    settings: BillingSettings, day: date, user: str | None = None, *, early: bool = False
+) -> list[str]:
+    """Do all that billing the day would do, tell it, and leave everything as it was: nothing is stored.
+
+    Raises: what `close` and `mail` would raise.
+    """
+    bills.check_begun(day, settings.zone)
+    with writing(_ledger(settings)) as connection, connection.begin_nested() as all_of_it:
+        tariff = _tariff(connection, settings)
+        closing = bills.close_day(connection, day, tariff, settings.zone, early=early)
+        message = _compose(settings, connection, day, user, "rehearsal", pictures=False)
+        all_of_it.rollback()
+    text = message.get_body(("plain",))
+    done = "would be closed" if closing.newly_closed else "is closed already"
+    return [
+        f"{day} {done}: {closing.lines:,} lines, {closing.proof.line_tokens:,} tokens; nothing was stored.",
+        f"Subject: {message['Subject']}",
+        text.get_content() if text else "",
+    ]
 
 
 def verify(settings: BillingSettings) -> Verified:
     """Recompute every closed bill and compare it with its seal; see `billing.audit.verify`."""
     with reading(_ledger(settings)) as connection:
         return audit.verify(connection)
+
+
+def _check_closed(connection: Connection, day: date) -> None:
+    if not closed_days(connection, [day]):
+        raise DayError("day_not_closed", f"{day} is not closed: close it, then mail it")
 
 
 def _caught_up(connection: Connection, day: date) -> list[date]:
@@ -149,30 +223,45 @@ def _mail_id(settings: BillingSettings, day: date, user: str | None) -> str:
 
 
 def _report(settings: BillingSettings, connection: Connection, day: date, user: str | None) -> Path:
-    told = day_report(connection, day, settings.zone, user)
+    told = day_report(connection, day, settings.zone, user, costs=_costs(settings))
+    lines = read_lines(connection, day, Selection(user))
     folder = settings.reports_dir / day.isoformat()
     if user is not None:
         folder /= f"user={user}"
     for name, image in draw_charts(told, settings.mail_language).items():
         write_whole(folder / f"{name}.png", image)
-    write_whole(folder / "bill.csv", write_bill(read_lines(connection, day, Selection(user))))
+    write_whole(folder / "bill.csv", write_bill(lines))
+    write_whole(folder / "bill.pdf", bill_pdf(told, lines, settings.mail_language))
     return folder
 
 
 def _compose(
-    settings: BillingSettings, connection: Connection, day: date, user: str | None, mail_id: str
+    settings: BillingSettings,
+    connection: Connection,
+    day: date,
+    user: str | None,
+    mail_id: str,
+    *,
+    pictures: bool = True,
 ) -> EmailMessage:
-    told = day_report(connection, day, settings.zone, user)
+    told = day_report(connection, day, settings.zone, user, costs=_costs(settings))
+    lines, proof = read_lines(connection, day, Selection(user)), prove(connection, day)
     return compose(
         told,
         mail_id=mail_id,
         language=settings.mail_language,
         sender=settings.mail_from,
         recipients=settings.mail_to,
-        charts=draw_charts(told, settings.mail_language),
-        bill=write_bill(read_lines(connection, day, Selection(user))),
-        proof=prove(connection, day),
+        charts=draw_charts(told, settings.mail_language) if pictures else {},
+        bill=write_bill(lines),
+        pdf=bill_pdf(told, lines, settings.mail_language, proof),
+        proof=proof,
     )
+
+
+def _costs(settings: BillingSettings) -> CostList | None:
+    """What machines cost, where somebody has said it."""
+    return read_costs(settings.costs_file) if settings.costs_file.exists() else None
 
 
 def _ledger(settings: BillingSettings) -> Engine:

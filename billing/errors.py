@@ -9,6 +9,7 @@ BillingError
 ├── AuditError             the ledger is not what it was when it was written
 ├── CostsError             the costs file is wrong
 ├── BudgetsError           the budgets file is wrong
+├── SubscriptionsError     the subscriptions file is wrong
 ├── WalletError            credit can't be booked like this
 ├── SourceError            a source of events can't be read
 ├── CountersError          a model server's own counters can't be read
@@ -59,6 +60,10 @@ class CostsError(BillingError):
 
 class BudgetsError(BillingError):
     """The budgets file is wrong."""
+
+
+class SubscriptionsError(BillingError):
+    """The subscriptions file is wrong."""
 
 
 class WalletError(BillingError):

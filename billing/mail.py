@@ -34,6 +34,7 @@ def compose(
     recipients: Iterable[str],
     charts: Mapping[str, bytes],
     bill: bytes,
+    pdf: bytes | None = None,
     proof: Proof | None = None,
     date: datetime | None = None,
 ) -> EmailMessage:
@@ -45,6 +46,7 @@ def compose(
         sender, recipients: addresses, with or without a name: `Tallybook <tallybook@example.com>`.
         charts: PNG by name, as `billing.charts.draw_charts` gives them.
         bill: the CSV of `billing.bill_csv.write_bill`.
+        pdf: the same for people, as `billing.bill_pdf` makes it.
         proof: what closing the day has proven; stated in the mail.
         date: of the mail; the moment of closing when not given, and now for a day that is not closed.
     Raises: MailError: an address can't be used (code address_invalid), or there is no recipient.
@@ -57,8 +59,9 @@ def compose(
     )  # fmt: skip
     digest, domain = _digest(mail_id), message["From"].addresses[0].domain
     content_ids = {name: f"{name}.{digest}@{domain}" for name in charts}
-    bill_name = _bill_name(report)
-    body = render(report, told, charts=content_ids, bill_name=bill_name, proof=proof)
+    name = _bill_name(report)
+    bill_name, pdf_name = f"{name}.csv", f"{name}.pdf" if pdf else None
+    body = render(report, told, charts=content_ids, bill_name=bill_name, pdf_name=pdf_name, proof=proof)
     message.set_content(body.text)
     message.add_alternative(body.html, subtype="html")
     html = list(message.iter_parts())[1]
@@ -69,6 +72,8 @@ def compose(
     message.add_attachment(
         bill, maintype="text", subtype="csv", filename=bill_name, params={"charset": "utf-8"}
     )
+    if pdf:
+        message.add_attachment(pdf, maintype="application", subtype="pdf", filename=pdf_name)
     message["Content-Language"] = told.html_language  # last: a new part takes Content- headers with it
     for place, part in enumerate(message.walk()):
         if part.is_multipart():
@@ -84,8 +89,8 @@ def headed(
     Raises: MailError: an address can't be used (code address_invalid), or there is no recipient
         (no_recipient).
     """
-    from_ = _address(sender)
-    to = tuple(_address(recipient) for recipient in recipients)
+    from_ = check_address(sender)
+    to = tuple(check_address(recipient) for recipient in recipients)
     if not to:
         raise MailError("no_recipient", "the settings name nobody who would get this mail")
     message = EmailMessage(POLICY)
@@ -103,7 +108,7 @@ def _digest(mail_id: str) -> str:
     return hashlib.sha256(mail_id.encode()).hexdigest()[:32]
 
 
-def _address(text: str) -> Address:
+def check_address(text: str) -> Address:
     """One address, with or without a name; in ASCII letters, as every mail server takes it."""
     try:
         groups = POLICY.header_factory("To", text).groups
@@ -125,7 +130,7 @@ def _invalid(text: str, why: str) -> MailError:
 
 
 def _bill_name(report: DayReport) -> str:
-    """'bill-2026-11-22.csv', 'bill-2026-11-22-user-a-draft.csv'."""
-    whose = [] if report.user is None else [re.sub(r"[^A-Za-z0-9.@_-]", "_", report.user)]
+    """'bill-2026-11-22', 'bill-2026-11-22-user-a-draft'."""
+    whose = [] if report.owner is None else [re.sub(r"[^A-Za-z0-9.@_-]", "_", report.owner)]
     state = [] if report.state == "closed" and not report.early else ["early" if report.early else "draft"]
-    return "-".join(["bill", str(report.day), *whose, *state]) + ".csv"
+    return "-".join(["bill", str(report.day), *whose, *state])

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
+from typing import Any
 
 import jinja2
 
@@ -18,6 +19,7 @@ from billing.report import Correction, DayReport
 from billing.totals import Part, Totals, sum_parts
 from billing.words import Words, average, number, percent, shown, signed, signed_amount
 
+_BAR_PX = 60
 _ROWS = 10  # of a table; the rest is one row, "others", and in the attached bill line by line
 
 
@@ -65,13 +67,19 @@ class Body:
 
 
 def render(
-    report: DayReport, told: Words, *, charts: Mapping[str, str], bill_name: str, proof: Proof | None
+    report: DayReport,
+    told: Words,
+    *,
+    charts: Mapping[str, str],
+    bill_name: str,
+    pdf_name: str | None = None,
+    proof: Proof | None = None,
 ) -> Body:
     """Write the mail.
 
     Args:
         charts: the content id of each chart, by the names of `billing.charts.draw_charts`.
-        bill_name: the file name of the attached bill.
+        bill_name, pdf_name: the file names of the attached bill.
         proof: what was proven when the day was closed.
     """
     view = {
@@ -79,15 +87,23 @@ def render(
         "title": summary.title(report, told),
         "state": summary.state(report, told),
         "settled": report.state == "closed" and not report.early,
-        "tiles": _tiles(report, told) if report.total.requests or report.before else [],
+        "tiles": tiles(report, told),
         "paragraphs": summary.paragraphs(report, told),
         "notices": summary.notices(report, told),
         "charts": [(cid, getattr(told, f"chart_{name}")) for name, cid in charts.items()],
-        "tables": _tables(report, told),
-        "proof": _proof(proof, told) if proof else "",
-        "attached": told.attached.format(file=bill_name),
+        "tables": tables(report, told),
+        "proof": proof_text(proof, told) if proof else "",
+        "bars": [] if charts else _bars(report),
+        "attached": told.attached_both.format(file=bill_name, pdf=pdf_name)
+        if pdf_name
+        else told.attached.format(file=bill_name),
         "footer": told.footer.format(zone=report.time_zone),
     }
+    return render_view(view)
+
+
+def render_view(view: Mapping[str, Any]) -> Body:
+    """Both renderings of what the templates show; see `render` for its names."""
     return Body(_template("mail.html").render(view), _template("mail.txt").render(view))
 
 
@@ -105,12 +121,27 @@ def _template(name: str) -> jinja2.Template:
     return environment.get_template(name)
 
 
+def _bars(report: DayReport) -> list[tuple[int, bool]]:
+    """Bars of the last days for a mail without pictures: how high in pixels, and whether it is this day."""
+    most = max((day.total_tokens for day in report.trend), default=0)
+    if sum(day.total_tokens > 0 for day in report.trend) < 2:
+        return []
+    return [
+        (max(1, _BAR_PX * day.total_tokens // most) if day.total_tokens else 0, day.day == report.day)
+        for day in report.trend
+    ]
+
+
 def _unbroken(text: str) -> str:
     """Keep a minus sign and the currency after it on one line."""
     return re.sub(r"-(?=[^\w\s])", "-\N{WORD JOINER}", text)
 
 
-def _tiles(report: DayReport, told: Words) -> list[Tile]:
+def tiles(report: DayReport, told: Words) -> list[Tile]:
+    """The big numbers; none where there is nothing to count or compare."""
+    if not report.total.requests and not report.before:
+        return []
+
     def tile(label: str, read: Callable[[Totals], str], change: Change | None) -> Tile:
         if change is None or report.before is None:
             return Tile(label, read(report.total))
@@ -137,7 +168,8 @@ def _tiles(report: DayReport, told: Words) -> list[Tile]:
     return [*tiles, length]
 
 
-def _tables(report: DayReport, told: Words) -> list[Table]:
+def tables(report: DayReport, told: Words) -> list[Table]:
+    """The day by project, department, model and user, and its corrections."""
     parts = [
         (told.by_department, told.dimensions["department"], report.departments),
         (told.by_model, told.dimensions["model"], report.models),
@@ -185,7 +217,8 @@ def _corrections(report: DayReport, told: Words) -> Table:
     return Table(told.corrections, headings, tuple(rows), row((told.total, "", ""), ordered), names=3)
 
 
-def _proof(proof: Proof, told: Words) -> str:
+def proof_text(proof: Proof, told: Words) -> str:
+    """What was proven, in a sentence."""
     said = told.proof_text.format(
         requests=told.count(told.requests, proof.requests),
         events=number(proof.event_tokens),

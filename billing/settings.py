@@ -35,6 +35,10 @@ class BillingSettings(CommonSettings):
     budgets_file: Path = Field(
         Path("budgets.toml"), description="Monthly budgets of projects and departments."
     )
+    subscriptions_file: Path = Field(
+        Path("subscriptions.toml"),
+        description="Which users and project owners get a daily mail of their own; it need not exist.",
+    )
     training_dir: Path = Field(
         Path("var/training"), description="Where `tallybook train` writes what each training cost."
     )

@@ -16,6 +16,7 @@ from billing.exports import Period, ledger_currency, month_of, open_days, unit_p
 from billing.money import charge, exact_price
 from billing.rating import MINIMUM, UNRATED
 from billing.selection import Selection
+from billing.simulated import is_simulated
 from billing.tables import bill_lines
 from tallybook.calendar import month_start
 
@@ -89,6 +90,7 @@ class Statement:
     parts: tuple[Part, ...]
     rounding: Rounding
     open_days: tuple[date, ...]
+    simulated: bool = False
 
     @property
     def id(self) -> str | None:
@@ -138,6 +140,7 @@ def statement(
         _parts(connection, where),
         _rounding(connection, month, where, own),
         tuple(open_days(connection, month, zone, now)),
+        is_simulated(connection),
     )
 
 

@@ -13,6 +13,7 @@ from billing.exports import harmless, told_days
 from billing.money import decimals, format_amount, to_decimal
 from billing.money import shown as rounded
 from billing.rating import MINIMUM
+from billing.simulated import TOLD
 from billing.statement import Carry, Part, Row, Statement
 from billing.words import shown
 
@@ -55,6 +56,7 @@ def as_text(told: Statement) -> str:
     lines = [
         *_wrapped(f"Statement  {shown(name)}"),
         *_wrapped(f"Bills of   {shown(str(told.selection))}"),
+        *([f"Note       {TOLD}"] if told.simulated else []),
         *_wrapped(f"State      {state if told.open_days else 'final: every day is closed'}", "           "),
         *_table("Usage of the month", told.rows),
         *_table("Corrections of earlier months", told.corrections),

@@ -81,6 +81,16 @@ class Words:
     notice_corrections: str
     notice_set_aside: str
     notice_open_days: str
+    items: str
+    direction: str
+    directions: dict[str, str]
+    quantity: str
+    unit_price: str
+    rows_left_out: str
+    trend_bars: str
+    title_statement: str
+    subject_statement: str
+    summed_statement: str
     notice_simulated: str
     simulated: str
 
@@ -105,6 +115,7 @@ class Words:
     proof_text: str
     proof_corrects: str
     attached: str
+    attached_both: str
     footer: str
 
     chart_hours: str

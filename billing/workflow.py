@@ -14,7 +14,7 @@ from datetime import date, datetime, timedelta, tzinfo
 from typing import Any
 
 from airflow.sdk import Asset, Param
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 
 from billing.errors import BillingError
 from tallybook.calendar import billing_day
@@ -23,6 +23,7 @@ from tallybook.usage import NAME
 log = logging.getLogger("tallybook.dags")
 # Of billing's errors those that end by themselves: a database or a mail server that is away comes back.
 MAY_PASS = {"ledger_unavailable", "mail_not_delivered", "smtp_failed", "kafka_unavailable"}
+NOTHING_TO_DO = {"no_bills"}
 
 # A billing day's usage is in the ledger: its events say which, as {"day": "2026-11-22"}.
 COMPLETE_DAY = Asset(name="complete_usage_day", uri="x-tallybook://usage/complete-day")
@@ -87,11 +88,16 @@ def day_of(context: Mapping[str, Any], zone: tzinfo) -> date:
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Tell an error with its code; it is tried again if it may pass, and else fails the task at once."""
+    """Tell an error with its code; it is tried again if it may pass, and else fails the task at once.
+
+    Where there is nothing to do, such as in a month without a bill, the task is skipped.
+    """
     try:
         yield
     except BillingError as error:
-        fail = AirflowException if error.code in MAY_PASS else AirflowFailException
+        fail: type[AirflowException] = AirflowException if error.code in MAY_PASS else AirflowFailException
+        if error.code in NOTHING_TO_DO:
+            fail = AirflowSkipException
         raise fail(f"{error.code}: {error}") from error
 
 

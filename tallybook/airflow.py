@@ -83,9 +83,11 @@ class EmbeddedAirflow:
     Their output is in `<home>/logs/<component>.log`.
     """
 
-    def __init__(self, home: Path, *, dags_dir: Path = DAGS_DIR, scheduled: bool = False) -> None:
+    def __init__(
+        self, home: Path, *, dags_dir: Path = DAGS_DIR, scheduled: bool = False, port: int | None = None
+    ) -> None:
         self.home = home.absolute()
-        self.port = free_port()
+        self.port = port or free_port()
         self.environment = environment(self.home, self.port, dags_dir=dags_dir, scheduled=scheduled)
         self.environment["AIRFLOW__API_AUTH__JWT_SECRET"] = secrets.token_urlsafe(64)
         self._processes = Processes()
@@ -127,12 +129,25 @@ class EmbeddedAirflow:
         """End the components: tasks in flight first, and nothing stays behind."""
         self._processes.stop()
 
-    def wait_until_ready(self, dag_id: str, timeout_seconds: float = 120) -> None:
+    def check(self) -> None:
+        """Raises: ProcessFailedError: a component has ended."""
+        self._processes.check()
+
+    def wait_until_ready(
+        self, dag_id: str, timeout_seconds: float = 120, given_up: Callable[[], bool] = lambda: False
+    ) -> None:
         """Wait until a triggered run of this DAG would start, and from today's DAG file.
 
-        Raises: AirflowError: the DAG can't be imported. ProcessFailedError: a component has ended.
+        Raises: AirflowError: the DAG can't be imported, or the wait was given up. ProcessFailedError: a
+            component has ended.
         """
-        self._processes.wait_until(lambda: self._is_ready(dag_id), timeout_seconds)
+
+        def ready() -> bool:
+            if given_up():
+                raise AirflowError("stopped while starting")
+            return self._is_ready(dag_id)
+
+        self._processes.wait_until(ready, timeout_seconds)
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any]) -> str:
         """Start a run with this configuration; its id.

@@ -56,6 +56,7 @@ def settings(tmp_path: Path) -> dict[str, str]:
         "TALLYBOOK_REPORTS_DIR": str(tmp_path / "reports"),
         "TALLYBOOK_OUTBOX_DIR": str(tmp_path / "outbox"),
         "TALLYBOOK_SMTP_URL": "",
+        "TALLYBOOK_SUBSCRIPTIONS_FILE": str(tmp_path / "nobody.toml"),
     }
 
 

@@ -25,6 +25,7 @@ class Parsed(NamedTuple):
     catchup: bool
     max_active_runs: int
     loaded: set[str]
+    assets: set[str]
 
 
 class Outcome(NamedTuple):
@@ -50,11 +51,12 @@ def prepare(environment: dict[str, str]) -> Parsed:
     return Parsed(
         {task.task_id: set(task.downstream_task_ids) for task in dag.tasks},
         {name: param.schema for name, param in dag.params.items()},
-        dag.timetable.expression,
-        str(dag.timetable.timezone),
+        dag.timetable.timetable.expression,
+        str(dag.timetable.timetable.timezone),
         dag.catchup,
         dag.max_active_runs,
         loaded,
+        {asset.name for asset in dag.timetable.asset_condition.objects},
     )
 
 

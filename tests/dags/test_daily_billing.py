@@ -18,7 +18,9 @@ from tests.dags import dag_runs
 from tests.dags.conftest import ZONE, AirflowProcess
 
 DAY = date(2026, 11, 18)
-STEPS = ["ingest", "rate", "close", "report", "mail"]
+COMPLETE = "complete_usage_day"
+STEPS = ["ingest", "rate", "close", "report", "mail", "personal"]
+DONE = dict.fromkeys(STEPS, "success") | {"personal": "skipped"}  # where nobody subscribed
 
 Use = Callable[..., None]
 
@@ -42,6 +44,7 @@ def bill(mail: Path) -> str:
 def test_the_steps_are_in_order(airflow: AirflowProcess) -> None:
     downstream = airflow.parsed.downstream
     assert set(downstream) == set(STEPS)
+    assert COMPLETE in airflow.parsed.assets
     for number, step in enumerate(STEPS):
         later = STEPS[number + 1 :]
         assert set(later[:1]) <= downstream[step] <= set(later)
@@ -81,7 +84,7 @@ def test_a_second_run_of_a_day_changes_nothing(
     billed, mails = rows(settings, lines), outbox(settings)
     second = airflow.run(settings, {"day": str(DAY), "user": None})
 
-    assert first.tasks == second.tasks == dict.fromkeys(STEPS, "success")
+    assert first.tasks == second.tasks == DONE
     assert len(billed) == 4
     assert rows(settings, lines) == billed
     assert rows(settings, "SELECT day, state FROM bill_days") == [(str(DAY), "closed")]
@@ -159,6 +162,37 @@ def test_one_users_part_is_mailed_beside_the_whole_bill(
     assert airflow.run(settings, {"day": str(DAY), "user": "user-b"}).state == "success"
     users = [{user for user in ("user-a", "user-b") if user in bill(mail)} for mail in outbox(settings)]
     assert sorted(users, key=len) == [{"user-b"}, {"user-a", "user-b"}]
+
+
+def test_a_dry_run_tells_the_bill_and_the_mail_and_stores_nothing(
+    airflow: AirflowProcess, settings: dict[str, str], use: Use
+) -> None:
+    use(DAY, "user-a", requests=3)
+    assert airflow.run(settings, {"day": str(DAY), "user": "user-a"}).state == "success"
+    use(DAY, "user-b")
+    use(DAY + timedelta(days=1), "user-b")
+    before = rows(settings, "SELECT * FROM bill_lines"), outbox(settings)
+    rehearsed = airflow.run(settings, {"day": str(DAY + timedelta(days=1)), "dry_run": True})
+    assert rehearsed.tasks == dict.fromkeys(STEPS, "skipped")
+    assert f"{DAY + timedelta(days=1)} would be closed: 0 lines, 0 tokens" in rehearsed.log
+    assert (rows(settings, "SELECT * FROM bill_lines"), outbox(settings)) == before
+    assert rows(settings, "SELECT day FROM bill_days") == [(str(DAY),)]
+
+
+def test_subscribers_get_mails_of_their_own(
+    airflow: AirflowProcess, settings: dict[str, str], use: Use, tmp_path: Path
+) -> None:
+    use(DAY, "user-a")
+    use(DAY, "user-b")
+    (tmp_path / "subscriptions.toml").write_text(
+        '[[subscriptions]]\nuser = "user-b"\nto = ["b@example.com"]\n'
+    )
+    file = {"TALLYBOOK_SUBSCRIPTIONS_FILE": str(tmp_path / "subscriptions.toml")}
+    first = airflow.run(settings | file, {"day": str(DAY)})
+    airflow.run(settings | file, {"day": str(DAY)})
+    assert first.tasks == dict.fromkeys(STEPS, "success")
+    to = [message_from_bytes(mail.read_bytes())["To"] for mail in outbox(settings)]
+    assert sorted(to) == ["b@example.com", "finance@example.com"]
 
 
 def test_a_mail_server_that_is_away_is_tried_again_and_the_bill_stays_closed(
