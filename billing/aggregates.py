@@ -86,18 +86,20 @@ def day_sums(table: sa.Table, day: date) -> sa.Select[Any]:
     )
 
 
-def prove_hours(connection: Connection, day: date) -> None:
+def prove_hours(connection: Connection, day: date, *, alone: bool = True) -> None:
     """Prove that a day's hours are the sums of its events; the database compares them.
 
     Events that came late and are not rolled up yet are left out.
 
+    `alone`: nothing else is to be done meanwhile, so the database may use every core for it.
     A day whose events were dropped had this proven before; its hours are compared with its batches in all.
     Raises: ClosureError: they differ; the first difference is named by day and subject.
     """
     if events_are_dropped(connection, day):
         _prove_totals(connection, day)
         return
-    _use_every_core(connection)
+    if alone:
+        _use_every_core(connection)
     events = _one_side(usage_events, "events", day, *_rolled_up(connection, day))
     both = events.union_all(_one_side(usage_hours, "hours", day)).subquery()
     sums = [both.c[f"{kind}_{name}"] for kind in _SIDES for name in _SUMS]

@@ -143,7 +143,7 @@ def _hours_proven(
 ) -> AbstractContextManager[Callable[[], None]]:
     """Prove a day's hours, beside this transaction if that may `begin` now: if it has not changed them."""
     if begin:
-        return beside(connection, lambda other: prove_hours(other, day))
+        return beside(connection, lambda other: prove_hours(other, day, alone=False))
     return nullcontext(lambda: prove_hours(connection, day))
 
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import sqlalchemy as sa
@@ -132,9 +132,9 @@ def _judge_repeated(
             first.remove(row.id)
         else:
             repeated.append((line, row))
-    contents = _contents(connection, sorted({row.id for _, row in repeated}))
+    known = _known(connection, sorted({row.id for _, row in repeated}))
     for line, row in repeated:
-        if contents[row.id] == row.content_sha256:
+        if known[row.id].content_sha256 == row.content_sha256:
             result.duplicates += 1
         else:
             message = f"event {row.id} is stored with another content, which stands"
@@ -199,10 +199,15 @@ def _claim(connection: Connection, claims: Sequence[tuple[str, int, bytes]]) -> 
     """Insert the ids that were never stored before, and give them back: the database decides duplicates."""
     if connection.dialect.name == "postgresql":
         return _claim_in_postgresql(connection, claims)
-    known = _contents(connection, [claim[0] for claim in claims])
-    new = [claim for claim in claims if claim[0] not in known]
-    insert_rows(connection, event_ids, _CLAIM, new)
-    return {claim[0] for claim in new}
+    cursor: Any = connection.connection.cursor()
+    cursor.executemany(
+        "INSERT OR IGNORE INTO event_ids (id, batch_id, content_sha256) VALUES (?, ?, ?)", claims
+    )
+    new = {event_id for event_id, _, _ in claims}
+    if cursor.rowcount < len(claims):  # seldom
+        known = _known(connection, sorted(new))
+        return {event_id for event_id, batch_id, _ in claims if known[event_id].batch_id == batch_id}
+    return new
 
 
 def _claim_in_postgresql(connection: Connection, claims: Sequence[tuple[str, int, bytes]]) -> set[str]:
@@ -225,19 +230,24 @@ def _claim_line(claim: tuple[str, int, bytes]) -> bytes:
     return b"%b,%d,\\x%b" % (csv_value(event_id), batch_id, digest.hex().encode())
 
 
-def _contents(connection: Connection, ids: Sequence[str]) -> dict[str, bytes]:
-    """Digest of the stored content by event id; an id that was never stored is missing."""
+class _Known(NamedTuple):
+    batch_id: int
+    content_sha256: bytes
+
+
+def _known(connection: Connection, ids: Sequence[str]) -> dict[str, _Known]:
+    """What is kept of events by their ids; an id that was never stored is missing."""
     if not ids:
         return {}
     cursor: Any = connection.connection.cursor()
     if connection.dialect.name == "postgresql":
-        cursor.execute("SELECT id, content_sha256 FROM event_ids WHERE id = ANY(%b)", (list(ids),))
+        cursor.execute("SELECT id, batch_id, content_sha256 FROM event_ids WHERE id = ANY(%b)", (list(ids),))
     else:
         cursor.execute(
-            "SELECT id, content_sha256 FROM event_ids WHERE id IN (SELECT value FROM json_each(?))",
+            "SELECT id, batch_id, content_sha256 FROM event_ids WHERE id IN (SELECT value FROM json_each(?))",
             (orjson.dumps(ids).decode(),),
         )
-    return dict(cursor.fetchall())
+    return {event_id: _Known(*kept) for event_id, *kept in cursor.fetchall()}
 
 
 def _write_batch(
