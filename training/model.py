@@ -1,4 +1,4 @@
-"""BERT: the encoder, a head that classifies, and a head that embeds.
+"""BERT: the encoder, and a head that embeds. bert_classifier.py has the head that classifies.
 
 B is the batch, T the length in tokens, D the width, H the heads, K the labels. Masks are 1 for a token and
 0 for padding. Weights are float32; `compute` is the type that is computed in, save norms and softmax.
@@ -30,6 +30,7 @@ class BertConfig:
     activation: str = "gelu"  # one of ACTIVATIONS
     norm_epsilon: float = 1e-12
     dropout: float = 0.1
+    attention_dropout: float = 0.1
 
 
 ACTIVATIONS = {
@@ -60,7 +61,8 @@ class EncoderLayer(tf.Module):  # type: ignore[misc]  # tf is untyped
     def __init__(self, config: BertConfig, random: np.random.RandomState) -> None:
         super().__init__()
         width, inner = config.width, config.feed_forward_width
-        self.heads, self.dropout, self.epsilon = config.heads, config.dropout, config.norm_epsilon
+        self.heads, self.epsilon = config.heads, config.norm_epsilon
+        self.dropout, self.attention_dropout = config.dropout, config.attention_dropout
         self.activation = ACTIVATIONS[config.activation]
         self.query_key_value = weight(random, width, 3 * width)
         self.query_key_value_bias = zeros(3 * width, "bias")
@@ -86,7 +88,7 @@ class EncoderLayer(tf.Module):  # type: ignore[misc]  # tf is untyped
         scores = tf.matmul(query, key, transpose_b=True)  # (B, H, T, T)
         scores = tf.cast(scores, tf.float32) / math.sqrt(width // self.heads)
         scores += (tf.cast(mask, tf.float32)[:, None, None, :] - 1.0) * 1e9
-        shares = drop(tf.cast(tf.nn.softmax(scores), x.dtype), self.dropout, noise)
+        shares = drop(tf.cast(tf.nn.softmax(scores), x.dtype), self.attention_dropout, noise)
         mixed = tf.transpose(tf.matmul(shares, value), [0, 2, 1, 3])  # (B, T, H, D/H)
         return dense(tf.reshape(mixed, [batch, length, width]), self.output, self.output_bias)
 
@@ -117,25 +119,6 @@ class BertEncoder(tf.Module):  # type: ignore[misc]  # tf is untyped
         for layer in self.layers:
             x = layer(x, mask, noise)
         return x
-
-
-class BertClassifier(tf.Module):  # type: ignore[misc]  # tf is untyped
-    """BERT's own head: the first token's vector, [CLS], through a tanh layer and a linear one."""
-
-    def __init__(self, config: BertConfig, labels: int, seed: int, compute: str = "float32") -> None:
-        super().__init__()
-        random = np.random.RandomState(seed)  # its stream is frozen, so a seed means the same everywhere
-        self.config = config
-        self.encoder = BertEncoder(config, random, compute)
-        width = config.width
-        self.pooler, self.pooler_bias = weight(random, width, width), zeros(width, "bias")
-        self.head, self.head_bias = weight(random, width, labels), zeros(labels, "bias")
-
-    def logits(self, ids: Tensor, mask: Tensor, noise: Noise | None = None) -> Tensor:
-        """ids, mask: int32 (B, T) → float32 (B, K)."""
-        first = self.encoder(ids, mask, noise)[:, 0]  # (B, D)
-        pooled = drop(tf.tanh(dense(first, self.pooler, self.pooler_bias)), self.config.dropout, noise)
-        return tf.cast(dense(pooled, self.head, self.head_bias), tf.float32)
 
 
 class BertEmbedder(tf.Module):  # type: ignore[misc]  # tf is untyped

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from training.bert_classifier import BertClassifier
 from training.errors import TrainingError
-from training.model import ACTIVATIONS, BertClassifier, BertConfig, BertEncoder
+from training.model import ACTIVATIONS, BertConfig, BertEncoder
 from training.tokenizer import SPECIAL_TOKENS, open_tokenizer
 
 WEIGHTS = "model.safetensors"
@@ -31,6 +32,7 @@ _FIELDS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "activation": ("hidden_act", str),
     "norm_epsilon": ("layer_norm_eps", float),
     "dropout": ("hidden_dropout_prob", float),
+    "attention_dropout": ("attention_probs_dropout_prob", float),
 }
 Array = NDArray[np.float32]
 

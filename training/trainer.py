@@ -1,54 +1,38 @@
-"""Training: batches, two optimizers by hand, and the epoch kept that does best on the validation split.
+"""Training: steps under a strategy, an epoch's end on the validation split, and the best epoch kept.
 
-The optimizers work on plain variables because Keras's own differ between TensorFlow 2.9 and today's.
+A run can be killed after any step and goes on from its checkpoint: what a step does follows from the seed,
+the step's number and the variables alone.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any, Callable
 
 import numpy as np
 import tensorflow as tf  # type: ignore[import-untyped]  # ships no types
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from training.dataset import Split
+from training.batches import Encoded, dataset, in_order, plan
+from training.checkpoints import Checkpoints
+from training.classifier import Classifier, fit_mixture, softmax
+from training.devices import Devices
 from training.errors import TrainingError
 from training.evaluation import log_loss
-from training.small_model import ReviewClassifier, Tensor
+from training.model import Noise, Tensor
+from training.optimizer import Optimizer, TrainingConfig
 
-Ids = NDArray[np.int32]
+Array = NDArray[Any]
 IDS = tf.TensorSpec([None, None], tf.int32)
-
-
-@dataclass(frozen=True)
-class TrainingConfig:
-    """How to train; chosen on the validation split (docs/decisions)."""
-
-    epochs: int = 4
-    batch_size: int = 128
-    learning_rate: float = 4e-3  # of the encoder, by AdamW
-    weight_decay: float = 0.02
-    warmup: float = 0.1  # of all steps
-    ngram_learning_rate: float = 160.0  # of the linear half, by plain gradient descent
-    seed: int = 7
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A split as token ids: each text (T,) with [CLS] and [SEP], and its label."""
-
-    ids: Sequence[Ids]
-    labels: NDArray[np.int64]
+GOOD_STEPS = 1000  # in half precision: after so many the loss is scaled up twofold
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to: mean training loss of both halves, and the mixture on the validation split."""
+    """What one epoch came to: mean training loss of a part, and the mixture on the validation split."""
 
     number: int
     training_loss: float
@@ -56,184 +40,216 @@ class Epoch:
     validation_accuracy: float
 
 
-def encode(tokenizer: Tokenizer, split: Split, max_length_tokens: int) -> Encoded:
-    """Token ids of a split. Raises: TrainingError: `text_too_long`; nothing is cut."""
-    ids = [np.array(e.ids, np.int32) for e in tokenizer.encode_batch(list(split.texts))]
-    longest = max(map(len, ids))
-    if longest > max_length_tokens:
-        raise TrainingError(
-            "text_too_long", f"a text has {longest} tokens, the model takes {max_length_tokens}"
-        )
-    return Encoded(ids, np.array(split.labels))
+@dataclass
+class Progress:
+    """How far a run is. `seconds`: of training, up to the checkpoint, in every process that worked on it."""
+
+    epoch: int = 0
+    batch: int = 0  # done in this epoch
+    losses: list[float] = field(default_factory=list)  # of these batches
+    epochs: list[Epoch] = field(default_factory=list)
+    scale: float = 1.0  # of the loss
+    good_steps: int = 0
+    seconds: float = 0.0
 
 
-def batches(
-    ids: Sequence[Ids], size: int, random: np.random.RandomState | None = None
-) -> Iterator[tuple[NDArray[np.int64], Ids, Ids]]:
-    """Indices, ids and mask (B, T) of texts of like length, padded to the longest; shuffled if `random`."""
-    lengths = np.array([len(text) for text in ids], np.float64)
-    if random is not None:
-        lengths *= random.uniform(1, 1.15, len(ids))  # neighbours differ from epoch to epoch
-    order = np.argsort(lengths, kind="stable")
-    groups = [order[start : start + size] for start in range(0, len(order), size)]
-    for group in groups if random is None else random.permutation(np.array(groups, object)):
-        group = np.asarray(group, np.int64)
-        padded = np.zeros((len(group), max(len(ids[i]) for i in group)), np.int32)
-        mask = np.zeros_like(padded)
-        for row, index in enumerate(group):
-            padded[row, : len(ids[index])] = ids[index]
-            mask[row, : len(ids[index])] = 1
-        yield group, padded, mask
+@dataclass(frozen=True)
+class Trained:
+    """The weights after the best epoch, in the order of `Classifier.variables`.
+
+    `seconds`: of training in all; `seconds_before`: of these, in the processes that this one goes on from.
+    """
+
+    weights: list[Array]
+    epochs: list[Epoch]
+    seconds: float
+    seconds_before: float
 
 
 def train(
-    model: ReviewClassifier,
+    build: Callable[[], Classifier],
     train_split: Encoded,
     validation: Encoded,
     config: TrainingConfig,
+    devices: Devices,
+    checkpoints: Checkpoints | None = None,
     on_epoch: Callable[[Epoch], None] = lambda epoch: None,
-) -> list[Epoch]:
-    """Train the model in place, and leave it as after the epoch with the lowest validation log loss.
+) -> Trained:
+    """Train what `build` makes, going on from a checkpoint if there is one.
 
-    A bar shows progress on a terminal; `on_epoch` is called after each epoch.
+    Ends early when the validation log loss has not fallen for `config.patience` epochs. A bar shows progress
+    on a terminal; `on_epoch` is called after each epoch that this process trained.
+
+    Raises: TrainingError: `batch_not_divisible` (by the devices), and those of `Checkpoints`.
     """
-    tf.random.set_seed(config.seed)
-    random = np.random.RandomState(config.seed)
-    model.ngram_ratio.assign(ngram_ratios(model, train_split))
-    steps = config.epochs * math.ceil(len(train_split.ids) / config.batch_size)
-    step = _training_step(model, config, steps)
-    logits = tf.function(_logits(model), input_signature=[IDS, IDS])
-    epochs: list[Epoch] = []
-    best: list[Any] = []
-    with tqdm(total=steps, unit="batch", disable=None, leave=False) as bar:
-        for number in range(1, config.epochs + 1):
-            bar.set_description(f"epoch {number}/{config.epochs}")
-            losses = []
-            for chosen, ids, mask in batches(train_split.ids, config.batch_size, random):
-                losses.append(float(step(ids, mask, train_split.labels[chosen].astype(np.float32))))
+    if config.batch_size % devices.count:
+        split = f"{config.batch_size} texts do not split among {devices.count} devices"
+        raise TrainingError("batch_not_divisible", split)
+    lengths = [len(text) for text in train_split.ids]
+    batches = math.ceil(len(lengths) / config.batch_size)
+    with devices.strategy.scope():
+        model = build()
+        optimizer = Optimizer(model, config, steps=config.epochs * batches)
+    kept = {f"model{n}": v for n, v in enumerate(model.variables)}
+    kept.update({f"optimizer{n}": v for n, v in enumerate(optimizer.variables)})
+    progress = Progress(scale=2.0**15 if devices.compute == "float16" else 1.0)
+    best: list[Array] = []
+    found = checkpoints.read() if checkpoints else None
+    if found is None:
+        model.prepare((i, m, train_split.labels[chosen]) for chosen, i, m in in_order(train_split))
+    else:
+        progress, best = _restore(found, kept)
+    step = _step(model, optimizer, config, devices)
+    logits = tf.function(model.logits, input_signature=[IDS, IDS], autograph=False)
+
+    def save(seconds: float) -> None:
+        if checkpoints:
+            arrays = {name: variable.numpy() for name, variable in kept.items()}
+            arrays.update({f"best{n}": value for n, value in enumerate(best)})
+            checkpoints.write({**asdict(progress), "seconds": seconds}, arrays)
+
+    before = progress.seconds
+    begun = time.monotonic() - before
+    with tqdm(total=config.epochs * batches, unit="batch", disable=None, leave=False) as bar:
+        bar.update(progress.epoch * batches + progress.batch)
+        while progress.epoch < config.epochs and not _stale(progress.epochs, config.patience):
+            bar.set_description(f"epoch {progress.epoch + 1}/{config.epochs}")
+            groups = plan(lengths, config.batch_size, np.random.RandomState([config.seed, progress.epoch]))
+            feed = iter(_distributed(train_split, groups[progress.batch :], config.batch_size, devices))
+            for number in range(progress.batch, batches):
+                loss, finite = step(
+                    feed, tf.constant(progress.epoch * batches + number), tf.constant(progress.scale)
+                )
+                progress.batch += 1
+                progress.losses.append(float(loss))
+                _adjust(progress, bool(finite), devices)
                 bar.update()
-            found = np.zeros((len(validation.ids), 2))
-            for chosen, ids, mask in batches(validation.ids, 128):
-                found[chosen] = logits(ids, mask)
-            mixture = fit_mixture(found, validation.labels)
-            model.mixture.assign(mixture)
-            mixed = found @ mixture[:2] + mixture[2]
-            epoch = Epoch(
-                number,
-                training_loss=float(np.mean(losses)),
-                validation_log_loss=log_loss(validation.labels, 1 / (1 + np.exp(-mixed))),
-                validation_accuracy=float(np.mean((mixed > 0) == validation.labels)),
-            )
-            if not epochs or epoch.validation_log_loss < min(e.validation_log_loss for e in epochs):
+                if checkpoints and checkpoints.due():
+                    save(time.monotonic() - begun)
+            epoch = _validate(model, logits, validation, progress)
+            if epoch.validation_log_loss < min([np.inf, *(e.validation_log_loss for e in progress.epochs)]):
                 best = [variable.numpy() for variable in model.variables]
-            epochs.append(epoch)
+            progress.epochs.append(epoch)
+            progress.epoch, progress.batch, progress.losses = progress.epoch + 1, 0, []
             on_epoch(epoch)
-    for variable, value in zip(model.variables, best):
-        variable.assign(value)
-    return epochs
+            save(time.monotonic() - begun)
+    return Trained(best, progress.epochs, time.monotonic() - begun, before)
 
 
-def predict(model: ReviewClassifier, ids: Sequence[Ids]) -> NDArray[np.float64]:
-    """Probability of the second label for each text: (N,)."""
-    call = tf.function(model.probabilities, input_signature=[IDS, IDS])
-    found = np.zeros(len(ids))
-    for chosen, padded, mask in batches(ids, 128):
-        found[chosen] = call(padded, mask).numpy()[:, 1]
+def predict(model: Classifier, split: Encoded) -> Array:
+    """Probabilities of the labels for each text: float64 (N, K)."""
+    call = tf.function(model.probabilities, input_signature=[IDS, IDS], autograph=False)
+    return _each(call, split, tuple(model.constants.shape))
+
+
+def _each(call: Any, split: Encoded, shape: tuple[int, ...]) -> Array:
+    """What `call` says of each text: (N, *shape)."""
+    found = np.zeros((len(split.ids), *shape))
+    for chosen, ids, mask in in_order(split):
+        found[chosen] = call(ids, mask).numpy()[: len(chosen)]
     return found
 
 
-def ngram_ratios(model: ReviewClassifier, split: Encoded) -> NDArray[np.float32]:
-    """For each bucket the logarithm of how much likelier a text of the second label has its n-grams."""
-    buckets = tf.function(model.ngram_buckets, input_signature=[IDS, IDS])
-    texts = np.ones((2, 1 << model.config.ngram_bits))  # add-one smoothing
-    for chosen, ids, mask in batches(split.ids, 128):
-        found, present = (tensor.numpy() for tensor in buckets(ids, mask))
-        for row, label in enumerate(split.labels[chosen]):
-            texts[label, np.unique(found[row][present[row] == 1])] += 1
-    shares = texts / texts.sum(1, keepdims=True)
-    return np.asarray(np.log(shares[1] / shares[0]), np.float32)
-
-
-def fit_mixture(
-    logits: NDArray[np.float64], labels: NDArray[np.int64], steps: int = 20, prior: float = 1.0
-) -> NDArray[np.float64]:
-    """Weights of two logits and a constant that predict the labels best: (3,), by Newton's method.
-
-    The weights are held near their mean, as by `prior` observations, lest few labels carry them off.
-    """
-    inputs = np.column_stack([logits, np.ones(len(logits))])  # (N, 3)
-    start = weights = np.array([0.5, 0.5, 0.0])
-    for _ in range(steps):
-        likely = 1 / (1 + np.exp(-np.clip(inputs @ weights, -30, 30)))
-        gradient = inputs.T @ (likely - labels) + prior * (weights - start)
-        curvature = (inputs * (likely * (1 - likely))[:, None]).T @ inputs + prior * np.eye(3)
-        weights = weights - np.linalg.solve(curvature, gradient)
-    return weights
-
-
-def _logits(model: ReviewClassifier) -> Callable[[Tensor, Tensor], Tensor]:
-    return lambda ids, mask: tf.stack(
-        [model.encoder_logit(ids, mask, training=False), model.ngram_logit(ids, mask)], 1
+def _validate(model: Classifier, logits: Any, validation: Encoded, progress: Progress) -> Epoch:
+    """Fit the mixture, and see what the model is worth with it."""
+    shape = (*model.mixture.shape, *model.constants.shape)
+    found = _each(logits, validation, shape)
+    mixture, constants = fit_mixture(found, validation.labels)
+    model.mixture.assign(mixture.astype(np.float32))
+    model.constants.assign(constants.astype(np.float32))
+    mixed = softmax(np.einsum("npk,p->nk", found, mixture) + constants)
+    return Epoch(
+        progress.epoch + 1,
+        training_loss=float(np.mean(progress.losses)),
+        validation_log_loss=log_loss(validation.labels, mixed),
+        validation_accuracy=float(np.mean(mixed.argmax(1) == validation.labels)),
     )
 
 
-def _training_step(
-    model: ReviewClassifier, config: TrainingConfig, steps: int
-) -> Callable[[Ids, Ids, NDArray[np.float32]], Tensor]:
-    """One step of both optimizers on a batch, rates rising at first and then falling to nothing."""
-    encoder, linear = model.encoder_variables(), [model.ngram_weight, model.ngram_bias]
-    adamw = AdamW(encoder, config.weight_decay)
+def _stale(epochs: list[Epoch], patience: int) -> bool:
+    losses = [epoch.validation_log_loss for epoch in epochs]
+    return len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
 
-    @tf.function(input_signature=[IDS, IDS, tf.TensorSpec([None], tf.float32)])  # type: ignore[untyped-decorator]  # tf is untyped
-    def step(ids: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
+
+def _adjust(progress: Progress, finite: bool, devices: Devices) -> None:
+    """Scale the loss down when half precision overflowed, and up again after many good steps."""
+    if devices.compute != "float16":
+        return
+    progress.good_steps = progress.good_steps + 1 if finite else 0
+    if not finite:
+        progress.scale = max(progress.scale / 2, 1.0)
+    elif progress.good_steps % GOOD_STEPS == 0:
+        progress.scale *= 2
+
+
+def _distributed(split: Encoded, groups: list[Array], size: int, devices: Devices) -> Any:
+    """The batches of these groups for the replicas of this process."""
+
+    def mine(context: Any) -> Any:
+        local = devices.count // context.num_input_pipelines
+        first = context.input_pipeline_id * local
+        return dataset(split, groups, size, devices.count, slice(first, first + local))
+
+    return devices.strategy.distribute_datasets_from_function(mine)
+
+
+def _step(model: Classifier, optimizer: Optimizer, config: TrainingConfig, devices: Devices) -> Any:
+    """One step of all replicas, from the batches' iterator, the step's number and the loss's scale.
+
+    Gives the mean loss of a part, and whether all gradients were finite. If not, nothing is changed.
+    """
+    half = devices.compute == "float16"
+    # A few rows of a large table stay as they are, unless they are summed or looked at as a whole.
+    whole = half or devices.count > 1
+    seed = int(np.array(config.seed, np.uint32).astype(np.int32))
+
+    @tf.function(jit_compile=devices.xla or None, autograph=False)  # type: ignore[untyped-decorator]  # tf is untyped
+    def differentiate(batch: Any, at: Tensor, scale: Tensor) -> Any:
+        ids, mask, labels, weights = batch
         with tf.GradientTape() as tape:
-            # The halves share no variable, so each learns from its own loss only: neither leans on the other.
-            logits = (model.encoder_logit(ids, mask, training=True), model.ngram_logit(ids, mask))
-            losses = [tf.nn.sigmoid_cross_entropy_with_logits(labels, logit) for logit in logits]
-            loss = tf.reduce_mean(losses[0]) + tf.reduce_mean(losses[1])
-        gradients = tape.gradient(loss, encoder + linear)
-        done = adamw.steps / steps
-        falling = 1.0 - done
-        adamw.apply(
-            gradients[:-2], config.learning_rate * tf.minimum((done + 1 / steps) / config.warmup, falling)
-        )
-        weight, bias = gradients[-2:]
-        rate = config.ngram_learning_rate * falling
-        model.ngram_weight.scatter_sub(tf.IndexedSlices(rate * weight.values, weight.indices))
-        model.ngram_bias.assign_sub(rate / 100 * bias)
-        return loss / 2
+            found = model.logits(ids, mask, Noise(tf.stack([seed, at])))  # (B, P, K)
+            truth = tf.one_hot(labels, tf.shape(found)[2])[:, None]
+            each = tf.nn.softmax_cross_entropy_with_logits(tf.broadcast_to(truth, tf.shape(found)), found)
+            loss = tf.reduce_sum(each * weights[:, None])
+            scaled = loss * scale if half else loss
+        gradients = tape.gradient(scaled, optimizer.targets)
+        return loss / found.shape[1], [
+            tf.convert_to_tensor(g) if whole or n < len(optimizer.dense) else g
+            for n, g in enumerate(gradients)
+        ]
 
-    return step  # type: ignore[no-any-return]  # tf is untyped
+    def replica(batch: Any, number: Tensor, scale: Tensor) -> Any:
+        context = tf.distribute.get_replica_context()
+        at = number * devices.count + context.replica_id_in_sync_group
+        loss, gradients = differentiate(batch, at, scale)
+        if devices.count > 1:
+            gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
+        if not half:
+            optimizer.apply(gradients, number)
+            return loss, 1.0
+        gradients = [g / scale for g in gradients]
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
+
+        def change() -> Tensor:
+            optimizer.apply(gradients, number)
+            return 1.0
+
+        return loss, tf.cond(finite, change, lambda: 0.0)
+
+    @tf.function(autograph=False)  # type: ignore[untyped-decorator]  # tf is untyped
+    def step(feed: Any, number: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        losses, finite = devices.strategy.run(replica, args=(next(feed), number, scale))
+        add = tf.distribute.ReduceOp.SUM
+        agree = devices.strategy.reduce(add, finite, axis=None)
+        return devices.strategy.reduce(add, losses, axis=None), agree >= float(devices.count)
+
+    return step
 
 
-class AdamW(tf.Module):  # type: ignore[misc]  # tf is untyped
-    """Adam with decoupled weight decay (https://arxiv.org/abs/1711.05101), gradients clipped to norm 1."""
-
-    def __init__(self, variables: Sequence[Tensor], weight_decay: float) -> None:
-        super().__init__()
-        self.targets = variables
-        self.weight_decay = weight_decay
-        self.steps = tf.Variable(0.0)
-        self.means = [tf.Variable(tf.zeros_like(v)) for v in variables]
-        self.squares = [tf.Variable(tf.zeros_like(v)) for v in variables]
-
-    def apply(self, gradients: Sequence[Tensor], learning_rate: Tensor) -> None:
-        """Change the variables by one step. Vectors (biases and norms) do not decay."""
-        self.steps.assign_add(1.0)
-        dense, _ = tf.clip_by_global_norm([tf.convert_to_tensor(g) for g in gradients], 1.0)
-        for variable, gradient, mean, square in zip(self.targets, dense, self.means, self.squares):
-            if variable.shape.rank > 1:
-                variable.assign_sub(learning_rate * self.weight_decay * variable)
-            # The op itself, because it goes over a large embedding once, where its formula does ten times.
-            tf.raw_ops.ResourceApplyAdam(
-                var=variable.handle,
-                m=mean.handle,
-                v=square.handle,
-                beta1_power=0.9**self.steps,
-                beta2_power=0.99**self.steps,
-                lr=learning_rate,
-                beta1=0.9,
-                beta2=0.99,
-                epsilon=1e-7,
-                grad=gradient,
-            )
+def _restore(found: Any, kept: dict[str, Tensor]) -> tuple[Progress, list[Array]]:
+    state, arrays = found
+    for name, variable in kept.items():
+        variable.assign(arrays[name])
+    epochs = [Epoch(**epoch) for epoch in state.pop("epochs")]
+    best = [arrays[f"best{n}"] for n in range(sum(name.startswith("best") for name in arrays))]
+    return Progress(epochs=epochs, **state), best

@@ -62,7 +62,8 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     told = {
         "model_type": "bert", "num_attention_heads": 4, "num_hidden_layers": 2, "type_vocab_size": 2,
-        "hidden_act": "gelu", "layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1, **SIZES, **config,
+        "hidden_act": "gelu", "layer_norm_eps": 1e-12, "hidden_dropout_prob": 0.1,
+        "attention_probs_dropout_prob": 0.1, **SIZES, **config,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(told), "utf-8")
     (folder / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", "utf-8")

@@ -17,23 +17,22 @@ import tensorflow as tf  # type: ignore[import-untyped]  # ships no types
 from tokenizers import Tokenizer
 
 from training import export
-from training.dataset import LABELS
 from training.errors import TrainingError
 from training.export import export_model
-from training.small_model import ModelConfig, ReviewClassifier
+from training.small_model import SmallClassifier, SmallConfig
 from training.tokenizer import build_tokenizer
 
 TEXTS = ["房间很大，早餐很好", "太差了，再也不来", "wifi 不错"]
 CARD = {"task": "classification", "labels": [], "data": {"name": "test"}}
 
 
-def made() -> tuple[ReviewClassifier, Tokenizer]:
+def made() -> tuple[SmallClassifier, Tokenizer]:
     tokenizer = build_tokenizer(TEXTS)
-    config = ModelConfig(tokenizer.get_vocab_size(), width=16, heads=2, layers=2, bigram_bits=6, ngram_bits=8)
-    model = ReviewClassifier(config, seed=1)
+    config = SmallConfig(tokenizer.get_vocab_size(), width=16, heads=2, layers=2, bigram_bits=6, ngram_bits=8)
+    model = SmallClassifier(config, seed=1)
     random = np.random.RandomState(1)
-    model.ngram_ratio.assign(random.normal(size=256))
-    model.ngram_weight.assign(random.normal(size=256))
+    model.ngram_ratio.assign(random.normal(size=(256, 1)))
+    model.ngram_weight.assign(random.normal(size=(256, 1)))
     return model, tokenizer
 
 
@@ -59,7 +58,7 @@ def test_an_export_is_what_the_contract_says(exported: Path) -> None:
         ("attention_mask", tf.int32, (None, None)),
     }
     output = signature.structured_outputs["probabilities"]
-    assert (output.dtype, output.shape[1]) == (tf.float32, len(LABELS))
+    assert (output.dtype, output.shape[1]) == (tf.float32, 2)
 
 
 def test_the_loaded_export_gives_the_probabilities_of_the_model(exported: Path) -> None:
@@ -130,11 +129,11 @@ KILLED_BEFORE_THE_RENAME = """
 import os, signal, sys
 from pathlib import Path
 from training import export
-from training.small_model import ModelConfig, ReviewClassifier
+from training.small_model import SmallConfig, SmallClassifier
 from training.tokenizer import build_tokenizer
 
 tokenizer = build_tokenizer(["好"])
-model = ReviewClassifier(ModelConfig(tokenizer.get_vocab_size(), width=8, bigram_bits=4, ngram_bits=4), 1)
+model = SmallClassifier(SmallConfig(tokenizer.get_vocab_size(), width=8, bigram_bits=4, ngram_bits=4), 1)
 export.flush_folder = lambda folder: os.kill(os.getpid(), signal.SIGKILL)
 export.export_model(model, tokenizer, 512, Path(sys.argv[1]), "reviews", {})
 """

@@ -8,7 +8,8 @@ import tensorflow as tf  # type: ignore[import-untyped]  # ships no types
 
 from tests.training.checkpoints import tiny_weights, write_checkpoint
 from tests.training.numpy_bert import token_vectors
-from training.model import BertClassifier, BertConfig, BertEmbedder, BertEncoder, Noise
+from training.bert_classifier import BertClassifier
+from training.model import BertConfig, BertEmbedder, BertEncoder, Noise
 from training.pretrained import load_checkpoint
 
 SMALL = BertConfig(
@@ -85,7 +86,7 @@ def test_the_same_noise_drops_the_same_and_other_noise_something_else() -> None:
 def test_every_variable_of_the_classifier_gets_a_gradient() -> None:
     model = BertClassifier(SMALL, labels=3, seed=1)
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(model.logits(*padded(TEXTS, 48), Noise(tf.constant([1, 2])))[:, 1])
+        loss = tf.reduce_sum(model.logits(*padded(TEXTS, 48), Noise(tf.constant([1, 2])))[..., 1])
     assert all(gradient is not None for gradient in tape.gradient(loss, model.trainable_variables))
 
 

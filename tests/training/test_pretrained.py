@@ -12,8 +12,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.training.checkpoints import VOCABULARY, tiny_weights, write_checkpoint
+from training.bert_classifier import BertClassifier
 from training.errors import TrainingError
-from training.model import BertClassifier
 from training.pretrained import load_checkpoint
 
 

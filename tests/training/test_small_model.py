@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tensorflow as tf  # type: ignore[import-untyped]  # ships no types
 
-from training.small_model import ModelConfig, ReviewClassifier
+from training.model import Noise
+from training.small_model import SmallClassifier, SmallConfig
 
-SMALL = ModelConfig(vocabulary_size=50, width=16, heads=2, layers=2, bigram_bits=6, ngram_bits=8)
+SMALL = SmallConfig(vocabulary_size=50, width=16, heads=2, layers=2, bigram_bits=6, ngram_bits=8)
 
 
 @pytest.fixture(scope="module")
-def model() -> ReviewClassifier:
+def model() -> SmallClassifier:
     """Random in every part, the linear half too."""
-    made = ReviewClassifier(SMALL, seed=3)
+    made = SmallClassifier(SMALL, seed=3)
     random = np.random.RandomState(3)
-    made.ngram_ratio.assign(random.normal(size=256))
-    made.ngram_weight.assign(random.normal(size=256))
+    made.ngram_ratio.assign(random.normal(size=(256, 1)))
+    made.ngram_weight.assign(random.normal(size=(256, 1)))
     return made
 
 
@@ -36,7 +39,7 @@ def padded(rows: list[np.ndarray], length: int, filler: int = 0) -> tuple[np.nda
 
 @pytest.mark.parametrize("filler", [0, 7])
 def test_a_text_gets_the_same_probabilities_alone_and_in_a_padded_batch(
-    model: ReviewClassifier, filler: int
+    model: SmallClassifier, filler: int
 ) -> None:
     rows = texts(2, 3, 17, 60)
     together = model.probabilities(*padded(rows, 80, filler)).numpy()
@@ -45,20 +48,20 @@ def test_a_text_gets_the_same_probabilities_alone_and_in_a_padded_batch(
     np.testing.assert_allclose(together, alone, atol=1e-6)
 
 
-def test_probabilities_are_of_two_labels_and_sum_to_one(model: ReviewClassifier) -> None:
+def test_probabilities_are_of_two_labels_and_sum_to_one(model: SmallClassifier) -> None:
     found = model.probabilities(*padded(texts(2, 9), 9)).numpy()
     assert found.dtype == np.float32
     assert found.shape == (2, 2)
     np.testing.assert_allclose(found.sum(1), 1, atol=1e-6)
 
 
-def test_a_text_of_a_single_token_has_no_longer_ngrams(model: ReviewClassifier) -> None:
+def test_a_text_of_a_single_token_has_no_longer_ngrams(model: SmallClassifier) -> None:
     _, present = model.ngram_buckets(*padded(texts(1, 2, 5), 5))
     assert present.numpy().sum(1).tolist() == [1, 2 + 1, 5 + 4 + 3]
 
 
 def test_equal_ngrams_share_a_bucket_wherever_they_stand_and_others_rarely_do() -> None:
-    model = ReviewClassifier(ModelConfig(vocabulary_size=5000), seed=1)
+    model = SmallClassifier(SmallConfig(vocabulary_size=5000), seed=1)
     ids = np.array([[11, 12, 13, 11, 12, 13]], np.int32)
     buckets = model.ngram_buckets(ids, np.ones_like(ids))[0].numpy().reshape(3, 6)
     assert (buckets[0, :3] == buckets[0, 3:]).all()
@@ -70,30 +73,52 @@ def test_equal_ngrams_share_a_bucket_wherever_they_stand_and_others_rarely_do() 
     assert len(np.unique(found)) > 12_000 - 2 * 12_000**2 / (2 * 1_048_576)
 
 
-def test_the_order_of_the_tokens_matters_to_both_halves(model: ReviewClassifier) -> None:
+def test_the_order_of_the_tokens_matters_to_both_halves(model: SmallClassifier) -> None:
     ids, mask = padded(texts(12), 12)
     backwards = ids[:, ::-1].copy()
-    encoder, ngrams = model.encoder_logit, model.ngram_logit
-    assert abs(encoder(ids, mask, training=False) - encoder(backwards, mask, training=False)).numpy() > 1e-4
-    assert abs(ngrams(ids, mask) - ngrams(backwards, mask)).numpy() > 1e-4
+    there, back = (model.logits(tokens, mask).numpy() for tokens in (ids, backwards))
+    assert (abs(there - back)[0, :, 1] > 1e-4).all()
 
 
-def test_a_text_over_the_model_length_fails_rather_than_being_cut(model: ReviewClassifier) -> None:
+def test_more_labels_than_two_have_a_logit_each() -> None:
+    model = SmallClassifier(replace(SMALL, labels=4), seed=1)
+    ids, mask = padded(texts(3, 9), 9)
+    model.prepare([(ids, mask, np.array([2, 0]))])
+    assert model.logits(ids, mask).shape == (2, 2, 4)
+    np.testing.assert_allclose(model.probabilities(ids, mask).numpy().sum(1), 1, atol=1e-6)
+
+
+def test_the_ratio_of_an_ngram_is_of_texts_that_hold_it_not_of_occurrences() -> None:
+    model = SmallClassifier(SmallConfig(vocabulary_size=10, ngram_order=1, ngram_bits=10), seed=1)
+    rows = [np.array([row], np.int32) for row in ([2, 5, 5, 5], [2, 5], [2, 6], [2, 5])]
+    labels = [np.array([label]) for label in (1, 1, 0, 0)]
+    model.prepare((row, np.ones_like(row), label) for row, label in zip(rows, labels, strict=True))
+    ratios = model.ngram_ratio.numpy()[:, 0]
+    tokens = np.array([[2], [5], [6]], np.int32)
+    found = model.ngram_buckets(tokens, np.ones_like(tokens))[0].numpy()
+    bucket = dict(zip((2, 5, 6), found[:, 0], strict=True))
+    # One is added to each of 1,024 buckets. In two positive texts 2 and 5, in two negative ones 2, 5 and 6.
+    assert ratios[bucket[5]] == pytest.approx(np.log((3 / 1028) / (2 / 1028)))
+    assert ratios[bucket[6]] == pytest.approx(np.log((1 / 1028) / (2 / 1028)))
+    assert ratios[bucket[2]] == pytest.approx(0)
+
+
+def test_a_text_over_the_model_length_fails_rather_than_being_cut(model: SmallClassifier) -> None:
     with pytest.raises(tf.errors.InvalidArgumentError):
         model.probabilities(*padded(texts(513), 513))
 
 
 def test_a_seed_gives_the_same_model_and_another_seed_another() -> None:
-    one, same, other = (ReviewClassifier(SMALL, seed).token_embedding.numpy() for seed in (1, 1, 2))
+    one, same, other = (SmallClassifier(SMALL, seed).token_embedding.numpy() for seed in (1, 1, 2))
     assert (one == same).all()
     assert not (one == other).any()
 
 
-def test_every_variable_but_the_ratios_and_the_mixture_gets_a_gradient(model: ReviewClassifier) -> None:
+def test_every_variable_but_the_ratios_and_the_mixture_gets_a_gradient(model: SmallClassifier) -> None:
     ids, mask = padded(texts(5, 9), 9)
     with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(model.encoder_logit(ids, mask, training=True) + model.ngram_logit(ids, mask))
+        loss = tf.reduce_sum(model.logits(ids, mask, Noise(tf.constant([1, 2]))))
     gradients = tape.gradient(loss, model.trainable_variables)
     assert all(gradient is not None for gradient in gradients)
-    assert len(model.variables) == len(gradients) + 2
-    assert len(model.encoder_variables()) == len(gradients) - 2
+    assert len(model.variables) == len(gradients) + 3
+    assert {v.name for v in model.sparse_variables()} == {"ngram_weight:0", "bias:0"}

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from training.dataset import MAX_CHARACTERS, load_reviews
-from training.small_model import ModelConfig
+from training.dataset import ALWAYS_FIT_CHARACTERS, held_out_texts, load_texts
+from training.small_model import SmallConfig
 from training.tokenizer import SPECIAL_TOKENS, build_tokenizer, save_tokenizer
 
-REVIEWS = load_reviews(limit=600)
+REVIEWS = load_texts(limit=600)
 LONG = "房间很大，早餐一般。" * 300
 STRANGE = ["", " ", "[SEP] 你好", "ünï ﷽ 😀👍 İstanbul", "a" * 300, "line\nbreak\ttab", "ＡＢＣ１２３", LONG]
 
@@ -74,8 +74,6 @@ def test_transformers_opens_the_folder_and_counts_alike(tokenizer: Tokenizer, tm
     assert (theirs.pad_token_id, theirs.unk_token_id, theirs.model_max_length) == (0, 1, 512)
 
 
-def test_every_text_of_the_reviews_fits_the_model_whole(tokenizer: Tokenizer) -> None:
-    whole = load_reviews()
-    texts = [*whole.train.texts, *whole.validation.texts, *whole.test.texts]
-    longest = max(len(encoding.ids) for encoding in tokenizer.encode_batch(texts))
-    assert longest <= MAX_CHARACTERS + 2 == ModelConfig(vocabulary_size=1).max_length_tokens
+def test_every_held_out_text_fits_the_model_whole(tokenizer: Tokenizer) -> None:
+    longest = max(len(encoding.ids) for encoding in tokenizer.encode_batch(held_out_texts()))
+    assert longest <= ALWAYS_FIT_CHARACTERS + 2 == SmallConfig(vocabulary_size=1).max_length_tokens

@@ -1,145 +1,193 @@
-"""Training on few reviews: it learns, keeps its best epoch, and repeats itself to the bit."""
+"""Training on few texts: it learns, keeps its best epoch, repeats itself to the bit, and survives a kill."""
 
 from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf  # type: ignore[import-untyped]  # ships no types
-from tokenizers import Tokenizer
 
-from training.dataset import Dataset, Split, load_reviews
+from tallybook.processes import free_port
+from tests.training.small_training import CONFIG, bert, run, small, texts
+from training.checkpoints import Checkpoints
+from training.classifier import Classifier
+from training.devices import describe, find_devices
 from training.errors import TrainingError
-from training.evaluation import log_loss, measure
-from training.small_model import ModelConfig, ReviewClassifier
-from training.tokenizer import build_tokenizer
-from training.trainer import (
-    AdamW,
-    Encoded,
-    Epoch,
-    TrainingConfig,
-    batches,
-    encode,
-    fit_mixture,
-    ngram_ratios,
-    predict,
-    train,
-)
+from training.evaluation import measure
+from training.trainer import Epoch, Trained, predict
 
-CONFIG = TrainingConfig(epochs=3, batch_size=32)
+KILLS = int(os.environ.get("TALLYBOOK_DRILL_KILLS", "2"))
+CPU = describe(tf.distribute.get_strategy(), "cpu")
 
 
 @pytest.fixture(scope="module")
-def reviews() -> Dataset:
-    return load_reviews(limit=1200)
+def once() -> Trained:
+    return run(small, CPU)
 
 
-@pytest.fixture(scope="module")
-def tokenizer(reviews: Dataset) -> Tokenizer:
-    return build_tokenizer(reviews.train.texts)
+def with_weights(build: Callable[[], Classifier], trained: Trained) -> Classifier:
+    model = build()
+    for variable, value in zip(model.variables, trained.weights, strict=True):
+        variable.assign(value)
+    return model
 
 
-def fresh_model(tokenizer: Tokenizer) -> ReviewClassifier:
-    config = ModelConfig(tokenizer.get_vocab_size(), width=32, bigram_bits=12, ngram_bits=16)
-    return ReviewClassifier(config, seed=1)
+def same(one: Trained, other: Trained) -> bool:
+    return one.epochs == other.epochs and all(
+        (a == b).all() for a, b in zip(one.weights, other.weights, strict=True)
+    )
 
 
-def trained(tokenizer: Tokenizer, reviews: Dataset) -> tuple[ReviewClassifier, list[Epoch]]:
-    model = fresh_model(tokenizer)
-    splits = [encode(tokenizer, split, 512) for split in (reviews.train, reviews.validation)]
-    return model, train(model, splits[0], splits[1], CONFIG)
+def test_held_out_texts_are_told_apart_by_the_weights_of_the_best_epoch(once: Trained) -> None:
+    model = with_weights(small, once)
+    held_out, validation = texts(60, seed=3), texts(60, seed=2)
+    assert measure(held_out.labels, predict(model, held_out)).accuracy > 0.8
+    found = measure(validation.labels, predict(model, validation))
+    assert found.log_loss == pytest.approx(min(e.validation_log_loss for e in once.epochs), abs=1e-5)
 
 
-@pytest.fixture(scope="module")
-def outcome(tokenizer: Tokenizer, reviews: Dataset) -> tuple[ReviewClassifier, list[Epoch]]:
-    return trained(tokenizer, reviews)
+def test_the_same_seed_trains_the_same_model_and_another_seed_another(once: Trained) -> None:
+    assert same(once, run(small, CPU))
+    assert not same(once, run(small, CPU, config=replace(CONFIG, seed=8)))
 
 
-def test_held_out_reviews_are_told_apart(
-    outcome: tuple[ReviewClassifier, list[Epoch]], tokenizer: Tokenizer, reviews: Dataset
+def test_training_ends_when_it_gets_no_better() -> None:
+    seen: list[Epoch] = []
+    config = replace(CONFIG, epochs=30, learning_rate=0.0, sparse_learning_rate=0.0, patience=2)
+    trained = run(bert, CPU, config=config, on_epoch=seen.append)
+    assert len(trained.epochs) == 3
+    assert seen == trained.epochs
+
+
+# A run writes after each step, and after an epoch once more: it is killed within an epoch, or between two.
+@pytest.mark.parametrize("write", [5, 14, 34, *range(1, 42)][:KILLS])
+def test_a_killed_run_ends_with_the_weights_of_an_uninterrupted_one(
+    once: Trained, tmp_path: Path, write: int
 ) -> None:
-    held_out = encode(tokenizer, reviews.test, 512)
-    assert measure(held_out.labels, predict(outcome[0], held_out.ids)).accuracy > 0.7
+    command = [sys.executable, "-m", "tests.training.small_training", str(tmp_path)]
+    killed = subprocess.run([*command, str(write)], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "weights.npz").exists()
+    checkpoints = Checkpoints(tmp_path / "run")
+    state, _ = checkpoints.read() or ({}, {})
+    assert state["epoch"] * 14 + state["batch"] == write
+    seen: list[Epoch] = []
+    resumed = run(small, CPU, checkpoints, on_epoch=seen.append)
+    checkpoints.close()
+    assert same(once, resumed)
+    assert len(seen) == 3 - state["epoch"]
+    assert resumed.seconds > resumed.seconds_before == state["seconds"]
 
 
-def test_the_model_is_left_as_after_its_best_epoch(
-    outcome: tuple[ReviewClassifier, list[Epoch]], tokenizer: Tokenizer, reviews: Dataset
-) -> None:
-    model, epochs = outcome
-    validation = encode(tokenizer, reviews.validation, 512)
-    found = log_loss(validation.labels, predict(model, validation.ids))
-    assert [e.number for e in epochs] == [1, 2, 3]
-    assert found == pytest.approx(min(e.validation_log_loss for e in epochs), abs=1e-5)
-
-
-def test_the_same_seed_trains_the_same_model(
-    outcome: tuple[ReviewClassifier, list[Epoch]], tokenizer: Tokenizer, reviews: Dataset
-) -> None:
-    again, epochs = trained(tokenizer, reviews)
-    assert epochs == outcome[1]
-    for variable, same in zip(outcome[0].variables, again.variables, strict=True):
-        assert (variable.numpy() == same.numpy()).all()
-
-
-def test_a_text_over_the_model_length_is_refused_not_cut(tokenizer: Tokenizer) -> None:
+def test_two_processes_do_not_train_the_same_run_at_once(tmp_path: Path) -> None:
+    held = Checkpoints(tmp_path)
     with pytest.raises(TrainingError) as caught:
-        encode(tokenizer, Split(("好", "好" * 511), (1, 1)), 512)
-    assert caught.value.code == "text_too_long"
+        Checkpoints(tmp_path)
+    assert caught.value.code == "run_in_progress"
+    held.close()
+    Checkpoints(tmp_path).close()
 
 
-def test_batches_hold_every_text_once_whole_and_beside_others_of_like_length() -> None:
-    random = np.random.RandomState(0)
-    ids = [random.randint(1, 99, random.randint(2, 200)).astype(np.int32) for _ in range(300)]
-    seen: list[int] = []
-    for chosen, padded, mask in batches(ids, 32, random):
-        seen.extend(chosen.tolist())
-        assert padded.shape == mask.shape
-        assert mask.any(0).all()  # no column of padding alone
-        for index, row, present in zip(chosen, padded, mask, strict=True):
-            assert row[present == 1].tolist() == ids[index].tolist()
-            assert not row[present == 0].any()
-        assert max(len(ids[i]) for i in chosen) <= 1.2 * min(len(ids[i]) for i in chosen) + 40
-    assert sorted(seen) == list(range(300))
+def test_a_broken_checkpoint_is_told_not_trained_over(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.write({"epoch": 1}, {"model0": np.zeros(3)})
+    assert checkpoints.read() is not None
+    file = tmp_path / "checkpoint.npz"
+    file.write_bytes(file.read_bytes()[:-30])
+    with pytest.raises(TrainingError) as caught:
+        checkpoints.read()
+    assert caught.value.code == "checkpoint_broken"
+    checkpoints.remove()
+    assert checkpoints.read() is None
+    checkpoints.close()
 
 
-def test_batches_come_in_another_order_each_epoch() -> None:
-    ids = [np.full(n, 5, np.int32) for n in range(2, 130)]
-    random = np.random.RandomState(0)
-    first, second = ([chosen.tolist() for chosen, _, _ in batches(ids, 16, random)] for _ in range(2))
-    assert first != second
+def test_xla_compiles_the_step() -> None:
+    # One length of batches, because it compiles for each.
+    config = replace(CONFIG, epochs=1)
+    plain, compiled = (run(small, replace(CPU, xla=xla), config=config, longest=15) for xla in (False, True))
+    # XLA draws other random numbers.
+    assert compiled.epochs[0].training_loss == pytest.approx(plain.epochs[0].training_loss, rel=0.1)
 
 
-def test_the_ratio_of_an_ngram_is_of_texts_that_hold_it_not_of_occurrences() -> None:
-    model = ReviewClassifier(ModelConfig(vocabulary_size=10, ngram_order=1, ngram_bits=10), seed=1)
-    rows = [np.array(row, np.int32) for row in ([2, 5, 5, 5], [2, 5], [2, 6], [2, 5])]
-    ratios = ngram_ratios(model, Encoded(rows, np.array([1, 1, 0, 0])))
-    tokens = np.array([[2], [5], [6]], np.int32)
-    found = model.ngram_buckets(tokens, np.ones_like(tokens))[0].numpy()
-    bucket = dict(zip((2, 5, 6), found[:, 0], strict=True))
-    # One is added to each of 1,024 buckets. In two positive texts 2 and 5, in two negative ones 2, 5 and 6.
-    total = 1024 + 4
-    assert ratios[bucket[5]] == pytest.approx(np.log((3 / total) / (2 / total)))
-    assert ratios[bucket[6]] == pytest.approx(np.log((1 / total) / (2 / total)))
-    assert ratios[bucket[2]] == pytest.approx(0)
+def test_half_precision_scales_the_loss_down_until_it_fits_and_learns() -> None:
+    def half() -> Classifier:
+        return bert("float16")
+
+    trained = run(half, replace(CPU, compute="float16"), config=replace(CONFIG, epochs=4))
+    plain = run(bert, CPU, config=replace(CONFIG, epochs=4))
+    assert all(np.isfinite(value).all() and value.dtype == np.float32 for value in trained.weights)
+    assert trained.epochs[-1].training_loss == pytest.approx(plain.epochs[-1].training_loss, rel=0.1)
 
 
-def test_the_mixture_trusts_the_logit_that_is_right_and_recovers_a_known_one() -> None:
-    random = np.random.RandomState(0)
-    logits = random.normal(size=(20_000, 2)) * 2
-    truth = 1.5 * logits[:, 0] + 0.5 * logits[:, 1] - 0.3
-    labels = (random.uniform(size=20_000) < 1 / (1 + np.exp(-truth))).astype(np.int64)
-    np.testing.assert_allclose(fit_mixture(logits, labels), [1.5, 0.5, -0.3], atol=0.08)
+def test_a_batch_that_does_not_split_among_the_devices_is_refused() -> None:
+    with pytest.raises(TrainingError) as caught:
+        run(small, replace(CPU, count=3))
+    assert caught.value.code == "batch_not_divisible"
 
 
-def test_the_mixture_stays_finite_when_few_texts_are_told_apart_perfectly() -> None:
-    logits = np.array([[5.0, 5.0], [-5.0, -5.0], [4.0, 4.0], [-4.0, -4.0]])
-    weights = fit_mixture(logits, np.array([1, 0, 1, 0]))
-    assert (weights[:2] > 0.3).all()
-    assert (weights[:2] < 1).all()
+MIRRORED = """
+import sys, tensorflow as tf
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+from tests.training.small_training import run, small
+from training.devices import describe
+devices = describe(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), "cpu")
+print(devices.count, *(e.training_loss for e in run(small, devices).epochs))
+"""
 
 
-def test_adamw_takes_the_step_of_the_paper() -> None:
-    matrix, vector = tf.Variable([[2.0]]), tf.Variable([2.0])
-    AdamW([matrix, vector], weight_decay=0.1).apply([tf.constant([[0.3]]), tf.constant([0.3])], 0.01)
-    # The first step is the rate times the gradient's sign, and the matrix alone decays.
-    assert matrix.numpy()[0, 0] == pytest.approx(2 - 0.01 * (1 + 0.1 * 2), abs=1e-6)
-    assert vector.numpy()[0] == pytest.approx(2 - 0.01, abs=1e-6)
+def test_two_devices_of_a_machine_learn_what_one_does(once: Trained) -> None:
+    done = subprocess.run([sys.executable, "-c", MIRRORED], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    count, *losses = done.stdout.split()
+    assert count == "2"
+    # Each replica drops out something else, so it is not the same to the last digit.
+    for found, epoch in zip(losses, once.epochs, strict=True):
+        assert float(found) == pytest.approx(epoch.training_loss, rel=0.1)
+
+
+def workers(folder: Path, kill_after: int = -1) -> list[subprocess.Popen[bytes]]:
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    started = []
+    for index in range(2):
+        task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.training.small_training", str(folder), str(kill_after)],
+                env={"TF_CONFIG": json.dumps(task), "PATH": "", "PYTHONPATH": ":".join(sys.path)},
+                stderr=(folder / f"worker{index}.log").open("wb"),
+            )
+        )
+    return started
+
+
+def test_two_machines_learn_what_one_does(once: Trained, tmp_path: Path) -> None:
+    started = workers(tmp_path)
+    try:
+        codes = [worker.wait(timeout=240) for worker in started]
+    finally:
+        for worker in started:
+            worker.kill()
+    assert codes == [0, 0], (tmp_path / "worker0.log").read_text()[-2000:]
+    with np.load(tmp_path / "weights.npz") as found:
+        losses = found["epochs"].tolist()
+    assert losses[-1] < losses[0]
+    for loss, epoch in zip(losses, once.epochs, strict=True):
+        assert loss == pytest.approx(epoch.validation_log_loss, rel=0.25)
+
+
+@pytest.mark.parametrize("told", ["no json", '{"cluster": {"worker": ["127.0.0.1:1"]}}', "[]"])
+def test_a_tf_config_that_names_no_machines_is_refused(monkeypatch: pytest.MonkeyPatch, told: str) -> None:
+    monkeypatch.setenv("TF_CONFIG", told)
+    with pytest.raises(TrainingError) as caught:
+        find_devices()
+    assert caught.value.code == "invalid_tf_config"
