@@ -62,17 +62,7 @@ class BillingSettings(CommonSettings):
     provider_name: str = Field(
         "Tallybook", min_length=1, description="Who serves and bills the models, in FOCUS exports."
     )
-    kafka_brokers: str | None = Field(
-        None,
-        description="HOST:PORT of Kafka brokers, separated by commas, whose events `tallybook ingest` reads "
-        "besides the journal's; none: only the journal's.",
-    )
-    kafka_topic: str = Field("tallybook.usage", description="The topic that usage events are in.")
     kafka_group: str = Field("tallybook-ingest", description="The group of `tallybook ingest --follow`.")
-    kafka_options: dict[str, SecretStr] = Field(
-        default_factory=dict,
-        description="Further properties of librdkafka, such as security.protocol and sasl.password.",
-    )
     model_counters: tuple[str, ...] = Field(
         (),
         description="Where each model server tells its counters: "

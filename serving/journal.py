@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
@@ -30,6 +30,26 @@ STALL_SECONDS = 5.0  # a commit that takes longer is a fault: new requests are r
 BATCH_EVENTS = 1024
 
 log = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """Where usage events go before an answer leaves: the journal, or Kafka. Safe for many threads."""
+
+    def append(self, record: Mapping[str, Any], timeout_seconds: float) -> None:
+        """Return when the record is durable. Raises: JournalError: it is not, and never will be."""
+        ...
+
+    def waiting(self) -> int:
+        """How many events wait to be durable."""
+        ...
+
+    def problem(self) -> str | None:
+        """Why an event would not be taken now, or None."""
+        ...
+
+    def close(self) -> None:
+        """Wait for what is under way."""
+        ...
 
 
 class _Entry:

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any, NamedTuple, Protocol
 
 from serving.identity import Caller
-from serving.journal import Journal
+from serving.journal import Sink
 from serving.metrics import Metrics
 from serving.settings import ServingSettings
 from tallybook.usage import EVENT_TYPE, MAX_ENCRYPTED, UsageEvent
@@ -69,7 +69,7 @@ class Served(NamedTuple):
 class Meter:
     """Records what was served. Safe for many threads."""
 
-    def __init__(self, settings: ServingSettings, journal: Journal, metrics: Metrics) -> None:
+    def __init__(self, settings: ServingSettings, journal: Sink, metrics: Metrics) -> None:
         self._capture = settings.prompt_capture
         self._project_capture = settings.project_prompt_capture
         self._prefix = settings.prompt_prefix_characters

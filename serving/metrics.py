@@ -59,6 +59,11 @@ _SERVED_SECONDS = Family(
 _JOURNAL_WAITING = Family(
     "gauge", "tallybook_journal_waiting_events", "Usage events that wait for the disk or for Kafka."
 )
+_BACKLOG = Family(
+    "gauge",
+    "tallybook_kafka_backlog_bytes",
+    "How much of the journal is not in Kafka yet.",
+)
 _JOURNAL_UNAVAILABLE = Family(
     "gauge", "tallybook_journal_unavailable", "Workers that can't record usage now, and so serve nothing."
 )
@@ -166,6 +171,10 @@ class Metrics:
         """Show the events that wait for the journal, and whether it can be written."""
         self._tallies.watch(_JOURNAL_WAITING, waiting)
         self._tallies.watch(_JOURNAL_UNAVAILABLE, lambda: float(problem() is not None))
+
+    def watch_backlog(self, size_bytes: Callable[[], int]) -> None:
+        """Show how far Kafka is behind the journal."""
+        self._tallies.watch(_BACKLOG, size_bytes)
 
     def commit(self, events: int, size_bytes: int) -> None:
         """Count a durable batch of the journal."""

@@ -14,7 +14,8 @@ from serving.catalog import Catalog, ModelServer
 from serving.engine_models import EngineModel, load_engine_models
 from serving.identity import Gatekeeper
 from serving.inference import Metadata, ModelClient
-from serving.journal import Journal
+from serving.journal import Sink
+from serving.kafka import sink_of
 from serving.logs import Later
 from serving.metering import Meter
 from serving.metrics import Metrics
@@ -54,7 +55,7 @@ class Services:
     gatekeeper: Gatekeeper
     model: Model
     catalog: Catalog
-    journal: Journal
+    journal: Sink
     meter: Meter
     quotas: Quotas
     engines: Mapping[str, EngineModel]
@@ -81,14 +82,14 @@ class Services:
 
 
 def make_services(
-    settings: ServingSettings, *, model: Model | None = None, journal: Journal | None = None
+    settings: ServingSettings, *, model: Model | None = None, journal: Sink | None = None
 ) -> Services:
     """The real parts, or those given. Starts threads: call it in the process that serves."""
     metrics = Metrics()
     if model is None:
         model = ModelClient(settings.model_server_address)
     if journal is None:
-        journal = Journal(settings.journal_dir, settings.journal_segment_bytes, metrics.commit)
+        journal = sink_of(settings, metrics)
     access = Access(settings.access_url, settings.access_poll_seconds, settings.access_stale_seconds)
     metrics.watch(journal.waiting, journal.problem)
     return Services(

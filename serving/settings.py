@@ -101,6 +101,11 @@ class ServingSettings(CommonSettings):
     prompt_prefix_characters: int = Field(
         64, ge=1, le=4096, description="How much of the text prompt_capture = prefix keeps."
     )
+    events_to: Literal["journal", "kafka"] = Field(
+        "journal",
+        description="Where usage events go before an answer leaves: the journal; or Kafka, and the journal "
+        "while Kafka is away.",
+    )
     journal_segment_bytes: int = Field(
         64 << 20, ge=4096, description="A journal segment of this size is followed by a fresh one."
     )
@@ -119,6 +124,12 @@ class ServingSettings(CommonSettings):
             for name in names:
                 cls._is_a_name(name)
         return departments
+
+    @model_validator(mode="after")
+    def _has_brokers(self) -> Self:
+        if self.events_to == "kafka" and self.kafka_brokers is None:
+            raise ValueError("events_to = kafka needs kafka_brokers")
+        return self
 
     @model_validator(mode="after")
     def _can_encrypt(self) -> Self:

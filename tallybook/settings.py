@@ -50,6 +50,16 @@ class CommonSettings(BaseSettings):
         description="SQLAlchemy URL of the ledger: sqlite:///FILE or postgresql+psycopg://USER:PASSWORD@HOST/NAME.",
     )
 
+    kafka_brokers: str | None = Field(
+        None,
+        description="HOST:PORT of Kafka brokers, separated by commas, whose events `tallybook ingest` reads "
+        "besides the journal's, and to which the API writes if `events_to` is kafka; none: only the journal.",
+    )
+    kafka_topic: str = Field("tallybook.usage", description="The topic that usage events are in.")
+    kafka_options: dict[str, SecretStr] = Field(
+        default_factory=dict,
+        description="Further properties of librdkafka, such as security.protocol and sasl.password.",
+    )
     prompt_keys: dict[str, SecretStr] = Field(
         default_factory=dict,
         description="Keys of captured texts by their ids: 32 bytes in Base64 each, as `openssl rand -base64 "
