@@ -60,15 +60,15 @@ def train_and_release() -> None:
     """Each step is a command of `tallybook`, which holds its rules."""
 
     @task
-    def adopt(**context: Any) -> None:
+    def adopt(**context: Any) -> int | None:
         with _step():
-            release_steps.adopt(context["params"]["model"])
+            return release_steps.adopt(context["params"]["model"])
 
     @task
-    def train(**context: Any) -> str:
+    def train(stable: int | None, **context: Any) -> str:
         with _step():
             params = context["params"]
-            return release_steps.train(params["model"], params["version"], params["train"])
+            return release_steps.train(params["model"], params["version"], stable, params["train"])
 
     @task
     def evaluate(folder: str) -> None:
@@ -121,11 +121,12 @@ def train_and_release() -> None:
         with _step():
             release_steps.roll_back(context["params"]["model"])
 
-    folder: Any = train()  # at run time what it returned, as below
+    stable: Any = adopt()  # at run time what it returned, as below
+    folder: Any = train(stable)
     version: Any = stage(folder)
     since: Any = canary(version)
     outcome: Any = compare(version, since)
-    adopt() >> folder >> evaluate(folder) >> gate(folder) >> version
+    folder >> evaluate(folder) >> gate(folder) >> version
     decide(outcome) >> [promote(), roll_back()]
 
 
