@@ -30,7 +30,7 @@ _SAID: dict[Language, dict[str, str]] = {
         "{projected} of {budget}",
         "quota": "{kind} {subject} has used {percent}% of its quota of {period}: {tokens} of {limit} tokens",
         "unrated": "model {subject} has no price: {tokens} tokens since {since} are unrated",
-        "not_closed": "{days} days with usage are over and not closed, {first} to {last}",
+        "not_closed": "days with usage are over and not closed: {days}, {first} to {last}",
         "mismatch": "{subject} does not add up: {difference}",
         "unmetered": "model {subject} answered {served} requests on {day}, of which "
         "only {metered} were metered: {percent}% went past",

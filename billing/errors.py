@@ -13,6 +13,8 @@ BillingError
 ├── WalletError            credit can't be booked like this
 ├── SourceError            a source of events can't be read
 ├── CountersError          a model server's own counters can't be read
+├── VersionsError          there are no versions to compare
+├── ForecastError          there is nothing to forecast from
 ├── AlertError             an episode is not there, or can't be acknowledged
 ├── NotifyError            a channel did not take a message
 ├── SimulationError        simulated usage does not belong into this ledger
@@ -76,6 +78,14 @@ class SourceError(BillingError):
 
 class CountersError(BillingError):
     """A model server's own counters can't be read."""
+
+
+class VersionsError(BillingError):
+    """There are no versions to compare."""
+
+
+class ForecastError(BillingError):
+    """There is nothing to forecast from."""
 
 
 class AlertError(BillingError):

@@ -55,7 +55,7 @@ def write_models(models_dir: Path) -> None:
                 "version": version.name,
                 "name": model.name,
                 "simulated": True,
-                "metrics": {"test_accuracy": float(version.accuracy)},
+                "metrics": {"test": {"accuracy": float(version.accuracy)}},
             }
             file = models_dir / model.name / version.name / "assets.extra" / "model_card.json"
             write_whole(file, (json.dumps(card, indent=2) + "\n").encode())

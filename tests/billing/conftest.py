@@ -24,7 +24,7 @@ from tests.postgres import administrator, running_server
 
 TIME_ZONE = "Asia/Shanghai"
 SIMULATED_LAST = date(2026, 9, 30)
-HALF_A_YEAR = make_world(SIMULATED_LAST, days=180, users=120, requests=4.0, seed=7)
+FIVE_MONTHS = make_world(SIMULATED_LAST, days=150, users=100, requests=4.0, seed=7)
 
 
 @pytest.fixture(scope="session")
@@ -132,16 +132,16 @@ def november_ledger(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine
 
 
 @pytest.fixture(scope="session")
-def half_a_year(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """A ledger on SQLite with a simulated half-year, summed by day. Only to be read.
+def five_months(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """A ledger on SQLite with five simulated months, summed by day. Only to be read.
 
-    Its last day is SIMULATED_LAST; what was planted is in `HALF_A_YEAR.surges`.
+    Its last day is SIMULATED_LAST; what was planted is in `FIVE_MONTHS.surges`.
     """
-    folder = tmp_path_factory.mktemp("half-a-year")
+    folder = tmp_path_factory.mktemp("five-months")
     engine = forgetful(open_ledger(f"sqlite:///{folder / 'ledger.db'}", TIME_ZONE))
-    simulate(engine, HALF_A_YEAR, folder, ZoneInfo(TIME_ZONE))
+    simulate(engine, FIVE_MONTHS, folder, ZoneInfo(TIME_ZONE))
     with writing(engine) as connection:
-        sum_days(connection, HALF_A_YEAR.first_day, SIMULATED_LAST)
+        sum_days(connection, FIVE_MONTHS.first_day, SIMULATED_LAST)
     yield engine
     engine.dispose()
 

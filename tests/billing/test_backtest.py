@@ -1,4 +1,4 @@
-"""The rules against a simulated half-year: the planted surges are found, and hardly anything else."""
+"""The rules against five simulated months: the planted surges are found, and hardly anything else."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from billing.errors import AlertError
 from billing.ledger import open_ledger, reading, writing
 from billing.settings import BillingSettings
 from tallybook.cli import main
-from tests.billing.conftest import HALF_A_YEAR, SIMULATED_LAST, TIME_ZONE
+from tests.billing.conftest import FIVE_MONTHS, SIMULATED_LAST, TIME_ZONE
 from tests.billing.days import at, bring
 from tests.billing.factories import DAY, an_event
 
-FIRST = HALF_A_YEAR.first_day + timedelta(days=28)
+FIRST = FIVE_MONTHS.first_day + timedelta(days=28)
 SETTINGS = BillingSettings(time_zone=TIME_ZONE)
 PLANTED = [
-    Planted(s.kind, s.name, HALF_A_YEAR.day(s.first), HALF_A_YEAR.day(s.last)) for s in HALF_A_YEAR.surges
+    Planted(s.kind, s.name, FIVE_MONTHS.day(s.first), FIVE_MONTHS.day(s.last)) for s in FIVE_MONTHS.surges
 ]
 
 
-def test_the_planted_surges_are_found_with_at_most_one_false_alarm_a_month(half_a_year: Engine) -> None:
-    with reading(half_a_year) as connection:
+def test_the_planted_surges_are_found_with_at_most_one_false_alarm_a_month(five_months: Engine) -> None:
+    with reading(five_months) as connection:
         alarms = raised(connection, SETTINGS, FIRST, SIMULATED_LAST)
         scores = score(connection, alarms, PLANTED, FIRST, SIMULATED_LAST)
-    assert sum(len(each.planted) for each in scores) == len(PLANTED) >= 10
+    assert sum(len(each.planted) for each in scores) == len(PLANTED) >= 8
     assert {each.rule: each.missed for each in scores if each.missed} == {}
     assert sum(each.false_a_month for each in scores) <= 1.0
     assert all(each.precision == 1 - len(each.false) / len(each.alarms) for each in scores)
 
 
-def test_a_back_test_looks_at_no_day_that_lies_ahead(half_a_year: Engine) -> None:
+def test_a_back_test_looks_at_no_day_that_lies_ahead(five_months: Engine) -> None:
     surge = next(p for p in PLANTED if p.kind == "user")
-    with reading(half_a_year) as connection:
+    with reading(five_months) as connection:
         whole = raised(connection, SETTINGS, FIRST, SIMULATED_LAST)
         until = raised(connection, SETTINGS, FIRST, surge.first)
     assert until == [a for a in whole if a.last <= surge.first]
@@ -103,7 +103,7 @@ def test_the_commands_tell_what_was_found_and_missed_and_acknowledge(
     assert f"missed: {DAY} surge of a user user-b" in told.output
 
     checked = CliRunner().invoke(main, ["alerts", "check"])
-    assert "[NEW] 40 days with usage are over and not closed" in checked.output
+    assert "[NEW] days with usage are over and not closed: 40" in checked.output
     acknowledged = CliRunner().invoke(main, ["alerts", "ack", "1", "--by", "ops-a", "--note", "known"])
     assert acknowledged.output.startswith("1: acknowledged by ops-a")
     assert "acknowledged by ops-a" in CliRunner().invoke(main, ["alerts", "list"]).output
