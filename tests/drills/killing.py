@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,8 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 
 from tests.apis import ApiProcess
+from tests.engines import (
+    MODEL,
+    Asked,
+    chunk,
+    completion,
+    stand_in_engine,
+    streamed,
+    usage,
+    usage_chunk,
+    whole,
+    write_engines,
+)
 from tests.modelservers import wait_until
 
 CLIENTS = 12
@@ -39,15 +52,18 @@ class Drill:
 
 
 def kill_under_load(folder: Path, models_dir: Path, kills: int, seed: int = 0) -> Drill:
-    """SIGKILL all of the API's processes so many times while a dozen users send texts, then end it gently.
+    """SIGKILL all of the API's processes so many times while a dozen users ask, then end it gently.
 
+    They send texts to /analyze, chats, and streamed chats in turn. The engine of the chats is a stand-in.
     The kills fall after random numbers of answers. `answered` holds every request that a client saw
     answered with 200; their events must be in `journal_dir`, each once, with the same tokens.
     """
     drill = Drill(folder / "journal")
     where = random.Random(seed)  # noqa: S311  when to kill, no secret
-    with model_server(models_dir) as address:
-        api = ApiProcess(folder, models_dir, address)
+    with model_server(models_dir) as address, stand_in_engine() as engine:
+        engine.script = _chat
+        engines_file = str(write_engines(folder, {"addresses": [engine.address]}))
+        api = ApiProcess(folder, models_dir, address, engines_file=engines_file)
         api.wait_until_ready()
         stop = threading.Event()
         clients = [
@@ -61,7 +77,7 @@ def kill_under_load(folder: Path, models_dir: Path, kills: int, seed: int = 0) -
                 enough = len(drill.answered) + where.randint(1, _MOST_ANSWERS)
                 wait_until(partial(drill.has_answered, enough))
                 api.kill()
-                api = ApiProcess(folder, models_dir, address, port=api.port)
+                api = ApiProcess(folder, models_dir, address, port=api.port, engines_file=engines_file)
                 api.wait_until_ready()
         finally:
             stop.set()
@@ -79,22 +95,57 @@ def _send(user: str, address: str, drill: Drill, stop: threading.Event) -> None:
         while not stop.is_set():
             turn += 1
             try:
-                response = client.post("/analyze", json={"text": f"hotel {turn} " + "很" * (turn % 40)})
+                _ASK[turn % len(_ASK)](client, drill, turn)
             except httpx.ConnectError:  # nothing was sent
                 stop.wait(0.02)
                 continue
             except httpx.TransportError:
                 drill.unanswered += 1
-                continue
-            _note(drill, response.status_code, response.json())
 
 
-def _note(drill: Drill, status: int, body: dict[str, Any]) -> None:
-    if status == 200:
-        drill.answered[body["request_id"]] = body["usage"]
+def _chat(asked: Asked) -> Iterable[bytes]:
+    """What the engine says; how much depends on what it was asked."""
+    said = usage(len(str(asked.body)), 2)
+    if asked.body.get("stream"):
+        return streamed(chunk("all "), chunk("good"), usage_chunk(said))
+    return whole(completion("all good", said))
+
+
+def _send_text(client: httpx.Client, drill: Drill, turn: int) -> None:
+    _note(drill, client.post("/analyze", json={"text": f"hotel {turn} " + "很" * (turn % 40)}))
+
+
+def _send_chat(client: httpx.Client, drill: Drill, turn: int) -> None:
+    _note(drill, client.post("/v1/chat/completions", json=_asked(turn)))
+
+
+def _send_stream(client: httpx.Client, drill: Drill, turn: int) -> None:
+    """An answer that ended without [DONE] was not one."""
+    body = {**_asked(turn), "stream": True, "stream_options": {"include_usage": True}}
+    response = client.post("/v1/chat/completions", json=body)
+    if response.status_code != 200:
+        _note(drill, response)
+        return
+    *chunks, done = [line[6:] for line in response.text.split("\n") if line.startswith("data: ")] or [""]
+    if done != "[DONE]":
+        raise httpx.RemoteProtocolError("the stream broke off")
+    drill.answered[response.headers["x-request-id"]] = orjson.loads(chunks[-1])["usage"]
+
+
+def _asked(turn: int) -> dict[str, Any]:
+    return {"model": MODEL, "messages": [{"role": "user", "content": f"hotel {turn}"}]}
+
+
+def _note(drill: Drill, response: httpx.Response) -> None:
+    body = response.json()
+    if response.status_code == 200:
+        drill.answered[response.headers["x-request-id"]] = body["usage"]
     else:
         code = body["error"]["code"]
         drill.refused[code] = drill.refused.get(code, 0) + 1
+
+
+_ASK = (_send_text, _send_chat, _send_stream)
 
 
 @contextmanager
