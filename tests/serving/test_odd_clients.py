@@ -1,0 +1,88 @@
+"""Clients that are slow, leave half-way, or close their side early; and a clock that jumps."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.apis import ApiProcess, events_in, running_api, running_app
+from tests.modelservers import running_server, wait_until
+
+BODY = b'{"text":"hotel"}'
+HEAD = b"POST /analyze HTTP/1.1\r\nHost: a\r\nX-User-ID: user-a\r\nContent-Length: %d\r\n\r\n" % len(BODY)
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory, model_versions: Path) -> Iterator[ApiProcess]:
+    models_dir = model_versions.parent
+    with (
+        running_server(models_dir) as server,
+        running_api(tmp_path_factory.mktemp("odd"), models_dir, server.address, threads="4") as running,
+    ):
+        yield running
+
+
+def connected(api: ApiProcess) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", api.port), timeout=30)
+
+
+def test_slow_clients_take_the_threads_and_are_refused_beyond_them_and_cost_nothing(api: ApiProcess) -> None:
+    before = len(events_in(api.journal_dir))
+    with ExitStack() as stack:
+        for _ in range(4):  # as many as there are threads; half a body each
+            slow = stack.enter_context(connected(api))
+            slow.sendall(HEAD + BODY[:5])
+
+        def refused() -> bool:
+            return api.analyze().status_code == 503
+
+        wait_until(refused)
+        assert api.analyze().json()["error"]["code"] == "overloaded"
+        slow.sendall(BODY[5:])  # one of them goes on after all
+        assert slow.recv(65536).startswith(b"HTTP/1.1 200")
+        assert api.analyze().status_code == 200
+    wait_until(lambda: all(api.analyze().status_code == 200 for _ in range(4)))
+    events = events_in(api.journal_dir)
+    assert len({event.id for event in events}) == len(events) > before + 5
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_body_has_no_event(api: ApiProcess) -> None:
+    before = len(events_in(api.journal_dir))
+    for cut in (0, 1, len(HEAD) - 1, len(HEAD), len(HEAD) + 3):
+        with connected(api) as leaving:
+            leaving.sendall((HEAD + BODY)[:cut])
+    assert api.analyze().status_code == 200
+    assert len(events_in(api.journal_dir)) == before + 1
+
+
+def test_a_client_that_closes_its_side_is_answered_or_billed_nothing_twice(api: ApiProcess) -> None:
+    before = len(events_in(api.journal_dir))
+    with connected(api) as half:
+        half.sendall(HEAD + BODY)
+        half.shutdown(socket.SHUT_WR)
+        answer = b""
+        while chunk := half.recv(65536):
+            answer += chunk
+    assert api.analyze().status_code == 200
+    events = len(events_in(api.journal_dir)) - before - 1
+    # The server may take the closed side for a client that left: then nobody saw the answer to its event.
+    assert events in ((1,) if answer.startswith(b"HTTP/1.1 200") else (0, 1))
+
+
+def test_a_clock_that_jumps_back_loses_and_doubles_no_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_app(tmp_path) as api:
+        answers = [api.analyze().get_json()["request_id"]]
+        for moment in (0.0, 4e9, 1.0, 1.0):
+            monkeypatch.setattr(time, "time", lambda moment=moment: moment)
+            answers.append(api.analyze().get_json()["request_id"])
+        events = api.events()
+    assert [event.id for event in events] == answers
+    assert len(set(answers)) == 5
+    assert all(0 <= event.duration_seconds < 60 for event in events)
