@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import api, closing, ledger, model_server, training
+from benchmarks import api, closing, gateway, ledger, model_server, training
 from benchmarks.model_server import Row
 
 
@@ -14,14 +14,15 @@ def main() -> None:
     """Measure and print one table."""
     models_dir = Path(sys.argv[1] if len(sys.argv) > 1 else "models")
     started = time.monotonic()
-    for measure in (training.rows, model_server.rows, api.rows, ledger.rows, closing.rows):
+    for measure in (training.rows, model_server.rows, api.rows, gateway.rows, ledger.rows, closing.rows):
         for measured in measure(models_dir):
-            print(_line(measured), flush=True)  # noqa: T201
+            print(line(measured), flush=True)  # noqa: T201
         print()  # noqa: T201
     print(f"{time.monotonic() - started:.0f} s")  # noqa: T201
 
 
-def _line(measured: Row) -> str:
+def line(measured: Row) -> str:
+    """A row of the table."""
     share = f"{measured['ratio']:6.2f} of {measured['of']}" if measured["of"] else ""
     return f"{measured['name']:66} {measured['value']:10,.1f} {measured['unit']:12}{share}".rstrip()
 

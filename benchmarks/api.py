@@ -58,7 +58,7 @@ def rows(models_dir: Path) -> list[Row]:
         if not any((models_dir / NAME).glob("*/saved_model.pb")):
             models_dir = folder / "models"
             _export(models_dir / NAME / "1")
-        own_core, other_core = _cores()
+        own_core, other_core = cores()
         os.sched_setaffinity(0, other_core)  # inherited by the model server
         model_server = stack.enter_context(running_server(models_dir))
         servers = {
@@ -74,9 +74,9 @@ def _measure(servers: Mapping[str, tuple[int, int]], request: bytes) -> list[Row
         run(("127.0.0.1", port), request, CLIENTS, _WARM_UP_SECONDS)
     for _ in range(_ROUNDS):
         for view, (port, pid) in servers.items():
-            before = _processor_seconds(pid)
+            before = processor_seconds(pid)
             load = run(("127.0.0.1", port), request, CLIENTS, _SECONDS)
-            found[view].append((_processor_seconds(pid) - before, load))
+            found[view].append((processor_seconds(pid) - before, load))
     per_core = {
         view: sum(load.requests for _, load in runs) / sum(seconds for seconds, _ in runs)
         for view, runs in found.items()
@@ -105,7 +105,7 @@ def _median(loads: Sequence[Load], figure: Callable[[Load], float]) -> float:
     return statistics.median(figure(load) for load in loads)
 
 
-def _cores() -> tuple[set[int], set[int]]:
+def cores() -> tuple[set[int], set[int]]:
     """A core for the server, and those for everything else."""
     first, *others = sorted(os.sched_getaffinity(0))
     return {first}, set(others) or {first}
@@ -132,7 +132,7 @@ def _serving(
         process.wait()
 
 
-def _processor_seconds(pid: int) -> float:
+def processor_seconds(pid: int) -> float:
     """What a process and its children have used until now."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     ticks = 0
