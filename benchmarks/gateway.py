@@ -1,7 +1,7 @@
 """What /v1/chat/completions adds to calling an engine directly; the engine is a mock that says so.
 
-The gateway has a core of its own; the mock and the load generator share the others. `benchmarks.litellm_beside`
-measures the LiteLLM proxy in the same way.
+The gateway has a core of its own; the mock and the load generator share the others.
+`benchmarks.litellm_beside` measures the LiteLLM proxy in the same way.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tallybook.processes import free_port
 
 CHAT = "/v1/chat/completions"
 DIRECT = "the mock engine directly"
-MOST_FILES = 8192
+_MOST_FILES = 8192
 CLIENTS = 32
 _SECONDS = 3.0
 _ROUNDS = 3
@@ -36,22 +36,24 @@ _STREAMS = 32  # while the time of each chunk is looked at
 _CHUNK_SECONDS = 0.05
 _CHUNKS = 60
 _OPEN = 1000
+_TUNABLES = "glibc.malloc.tcache_count=0"  # or each thread keeps what a request once needed: 40 KB
 _HEAD = "Content-Type: application/json\r\nX-User-ID: bench\r\nX-Project-ID: bench\r\n"
 _SENT_AT = re.compile(rb'"content": ?"(\d+) "')
 
 
 def rows(_models_dir: Path) -> Iterator[Row]:
     """Measure for some 40 seconds."""
+    raise_file_limit()
     with ExitStack() as stack:
         engine = stack.enter_context(mock_engine())
-        port, pid = stack.enter_context(_gateway(engine))
+        port, pid = stack.enter_context(gateway(engine))
         yield from chat_rows("/v1 chat", engine, port, pid)
         yield from _stream_rows(engine, port)
         yield from _open_rows(port, pid)
 
 
 def chat_rows(name: str, engine: int, port: int, pid: int, headers: str = _HEAD) -> Iterator[Row]:
-    """Whole answers: latency beside the mock's own, one request at a time; requests a second of a busy core."""
+    """Whole answers: latency beside the mock's, one request at a time; requests a second of a busy core."""
     request = chat_request(headers)
     run(("127.0.0.1", port), request, CLIENTS, 1.0)
     alone: dict[int, list[Load]] = {engine: [], port: []}
@@ -98,17 +100,17 @@ def run_streams(port: int, request: bytes, streams: int, chunks: int) -> list[fl
     """How long each chunk was under way, in seconds, sorted."""
     selector = selectors.DefaultSelector()
     rests: dict[socket.socket, bytes] = {}
+    connection: socket.socket
     for number in range(streams):
         connection = socket.create_connection(("127.0.0.1", port))
-        selector.register(connection, selectors.EVENT_READ)
+        selector.register(connection, selectors.EVENT_READ, connection)
         rests[connection] = b""
         connection.sendall(request)
         time.sleep(_CHUNK_SECONDS / streams if number else 0)  # so that they don't speak in one breath
     times: list[float] = []
     while rests:
         for key, _ in selector.select(10):
-            connection = key.fileobj
-            assert isinstance(connection, socket.socket)  # noqa: S101 -- nothing else was registered
+            connection = key.data
             data, now = connection.recv(65536), time.monotonic_ns()
             *lines, rest = (rests[connection] + data).split(b"\n")
             rests[connection] = rest
@@ -138,7 +140,7 @@ def _open_rows(port: int, pid: int) -> Iterator[Row]:
     for connection in connections:
         connection.close()
     yield row(f"/v1 streams: held of {_OPEN} opened", alive, "streams")
-    yield row("/v1 streams: memory for each", grown / _OPEN, "KB")
+    yield row("/v1 streams: memory for each, GLIBC_TUNABLES as in docker/", grown / _OPEN, "KB")
 
 
 @contextmanager
@@ -146,13 +148,14 @@ def mock_engine() -> Iterator[int]:
     """The mock as a process; gives its port."""
     port = free_port()
     _, other_cores = cores()
-    with _process([sys.executable, "-m", "benchmarks.mock_engine", str(port)], {}, other_cores):
+    with server([sys.executable, "-m", "benchmarks.mock_engine", str(port)], {}, other_cores):
         os.sched_setaffinity(0, other_cores)  # the load generator's too
         yield port
 
 
 @contextmanager
-def _gateway(engine: int) -> Iterator[tuple[int, int]]:
+def gateway(engine: int) -> Iterator[tuple[int, int]]:
+    """The API before the mock, as a process; gives its port and process id."""
     port = free_port()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -172,20 +175,21 @@ def _gateway(engine: int) -> Iterator[tuple[int, int]]:
             "config": folder / "none.toml",
         }
         environment = {f"TALLYBOOK_{name.upper()}": str(value) for name, value in settings.items()}
+        environment["GLIBC_TUNABLES"] = _TUNABLES
         command = [sys.executable, "-m", "tallybook.cli", "serve", "--port", str(port)]
-        with _process(command, environment, cores()[0]) as pid:
+        with server(command, environment, cores()[0]) as pid:
             yield port, pid
 
 
 @contextmanager
-def _process(command: Sequence[str], environment: Mapping[str, str], on: set[int]) -> Iterator[int]:
-    """A server of ours that prints a line when it is ready; gives its process id."""
+def server(command: Sequence[str], environment: Mapping[str, str], on: set[int]) -> Iterator[int]:
+    """A server that prints a line when it is ready, or before, on a core of its own; gives its process id."""
     process = subprocess.Popen(  # noqa: S603 -- our own
         command,
         env={**os.environ, **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        preexec_fn=partial(_settle, on),
+        preexec_fn=partial(os.sched_setaffinity, 0, on),
     )
     try:
         if not (process.stdout and process.stdout.readline()):
@@ -196,10 +200,10 @@ def _process(command: Sequence[str], environment: Mapping[str, str], on: set[int
         process.wait()
 
 
-def _settle(on: set[int]) -> None:
-    os.sched_setaffinity(0, on)
+def raise_file_limit() -> None:
+    """Allow as many open connections as are measured; servers that are started later inherit it."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(MOST_FILES, most), most))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(_MOST_FILES, most), most))
 
 
 def _resident_kilobytes(pid: int) -> int:
@@ -230,6 +234,5 @@ def write_tokenizer(folder: Path) -> None:
 if __name__ == "__main__":
     from benchmarks.__main__ import line
 
-    resource.setrlimit(resource.RLIMIT_NOFILE, (MOST_FILES, MOST_FILES))
     for measured in rows(Path("models")):
         print(line(measured), flush=True)  # noqa: T201 -- a report

@@ -1,4 +1,4 @@
-"""Not an engine: says so, and answers at once what an engine would say; `python -m benchmarks.mock_engine PORT`.
+"""Not an engine: says so, and answers at once as one would; `python -m benchmarks.mock_engine PORT`.
 
 A chat is answered whole, or streamed as the request asks for in fields that no engine has: `mock_chunks` of
 them, one every `mock_seconds`, each saying when it left, in nanoseconds of the machine's monotonic clock.

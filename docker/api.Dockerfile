@@ -27,6 +27,8 @@ FROM python:3.12.13-slim-bookworm
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin tallybook \
     && install -d -o tallybook -g tallybook -m 0750 /var/lib/tallybook /var/lib/tallybook/journal
 COPY --from=build /opt/tallybook /opt/tallybook
+# A thread would keep the memory that one request needed: 40 KB for each of a thousand open streams.
+ENV GLIBC_TUNABLES=glibc.malloc.tcache_count=0
 ENV PATH=/opt/tallybook/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     TALLYBOOK_HOST=0.0.0.0 \

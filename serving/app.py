@@ -15,11 +15,13 @@ from serving import errors, openai_errors, trace
 from serving.routes import analyze, operations, v1
 from serving.services import Services, make_services
 from serving.settings import ServingSettings
+from serving.streaming import Relay
 from serving.trace import Trace
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
 
+Direct = Callable[["WSGIEnvironment"], bytes | Relay]  # what answers a POST without Flask
 SERVICES = "tallybook"  # the key of a Flask application's services in its `extensions`
 _UNKNOWN_ROUTE = "unknown"
 _STATUS_LINES = {status: f"{status.value} {status.phrase}" for status in HTTPStatus}
@@ -43,19 +45,18 @@ def build_app(services: Services) -> Flask:
     app.register_blueprint(analyze.blueprint(services))
     app.register_blueprint(v1.blueprint(services))
     app.register_blueprint(operations.blueprint(services))
-    direct = {analyze.PATH: partial(analyze.answer, services)}
+    direct: dict[str, Direct] = {analyze.PATH: partial(analyze.answer, services)}
+    direct |= {path: partial(answer, services) for path, answer in v1.POSTS.items()}
     app.wsgi_app = _framed(app.wsgi_app, services, direct)  # type: ignore[method-assign, assignment] # as Flask advises
     return app
 
 
-def _framed(
-    inner: WSGIApplication, services: Services, direct: Mapping[str, Callable[[WSGIEnvironment], bytes]]
-) -> WSGIApplication:
+def _framed(inner: WSGIApplication, services: Services, direct: Mapping[str, Direct]) -> WSGIApplication:
     """Give each request an id that its client is told, count it and log it.
 
     Around Flask, not in its hooks: it costs less and holds when Flask itself fails. A POST to a path in
-    `direct` is answered here with the JSON that its function gives: what Flask does for a request costs as
-    much as all that `/analyze` does, and nothing there needs it.
+    `direct` is answered here with the JSON, or the stream, that its function gives: what Flask does for a
+    request costs as much as all that `/analyze` does, and nothing there needs it.
     """
 
     def framed(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
@@ -82,7 +83,7 @@ def _framed(
             if answer is None:
                 return inner(environ, start)
             current.route = current.path
-            return [_answered(answer, environ, start_response, current)]
+            return _answered(answer, environ, start_response, current)
         finally:
             if current.stream is None:
                 ended()
@@ -93,22 +94,23 @@ def _framed(
 
 
 def _answered(
-    answer: Callable[[WSGIEnvironment], bytes],
-    environ: WSGIEnvironment,
-    start_response: StartResponse,
-    current: Trace,
-) -> bytes:
-    headers = [("Content-Type", "application/json"), ("X-Request-ID", current.request_id)]
+    answer: Direct, environ: WSGIEnvironment, start_response: StartResponse, current: Trace
+) -> Iterable[bytes]:
+    headers = [("X-Request-ID", current.request_id)]
     try:
         body = answer(environ)
         status = HTTPStatus.OK
+        if isinstance(body, Relay):
+            current.status = status
+            start_response(_STATUS_LINES[status], [*headers, *v1.STREAM_HEADERS.items()])
+            return body
     except Exception as error:  # noqa: BLE001 -- it is told, and logged if it is a fault of ours
         body, status, more = _told(error, current)
         headers += more.items()
     current.status = status
-    headers.append(("Content-Length", str(len(body))))
+    headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
     start_response(_STATUS_LINES[status], headers)
-    return body
+    return [body]
 
 
 def _failed(error: Exception) -> Response:

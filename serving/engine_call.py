@@ -20,7 +20,6 @@ from serving.errors import (
     RefusedByModelError,
     describe,
 )
-from serving.identity import Caller
 from serving.metering import Served
 from serving.services import Services
 from serving.trace import Trace
@@ -42,7 +41,6 @@ class EngineCall:
         self,
         services: Services,
         current: Trace,
-        caller: Caller,
         target: EngineModel,
         operation: str,
         prompt: Prompt,
@@ -54,7 +52,7 @@ class EngineCall:
         self.prompt = prompt
         self.first_token_at: float | None = None
         self._services = services
-        self._caller = caller
+        self._caller = caller = current.known_caller
         self._operation = operation
         self._recorded = False
         self._reservation = services.quotas.reserve(caller, target.model, most_tokens)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import multiprocessing
 import os
+import resource
 import signal
 import socket
 import sys
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 _SPARE_THREADS = 8  # they answer probes, and refuse what is too much, while all places wait for the model
 _CONNECTIONS = 1024  # open ones of a worker; idle ones count, so this is no limit on requests
+_MOST_FILES = 65536
 _HEADERS_BYTES = 64 * 1024
 _HEADERS_MILLISECONDS = 15_000
 _KEEPALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 10, "TCP_KEEPCNT": 3}  # seconds, seconds, probes
@@ -49,6 +51,7 @@ def serve(settings: ServingSettings, make_app: Callable[[ServingSettings], Flask
     Raises: OSError: the address can't be had.
     """
     _check_address(settings.host, settings.port)
+    _raise_file_limit()
     logs.configure()
     with _metrics_folder(settings.workers):
         started: Synchronized[int] = multiprocessing.Value("i", 0)
@@ -162,6 +165,13 @@ def _die_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:
             sys.exit(1)
+
+
+def _raise_file_limit() -> None:
+    """As far as the system allows: a stream holds two connections, and a usual limit is 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_FILES if most == resource.RLIM_INFINITY else min(_MOST_FILES, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _check_address(host: str, port: int) -> None:

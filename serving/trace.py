@@ -104,6 +104,13 @@ class Trace:
             headers["tracestate"] = state
         return headers
 
+    @property
+    def known_caller(self) -> Caller:
+        """Who asks. Raises: LookupError: nobody has been identified yet."""
+        if self.caller is None:
+            raise LookupError("the caller has not been identified")
+        return self.caller
+
     def end(self) -> None:
         """Stop its clock."""
         self.seconds = time.monotonic() - self.started

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import orjson
@@ -31,41 +32,19 @@ from serving.routes.v1_requests import (
 )
 from serving.services import Services
 from serving.streaming import Relay, texts_of
+from serving.trace import Trace
 
 _JSON = "application/json"
-_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # nginx: pass on at once
+STREAM_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",  # nginx: pass on at once
+}
 
 
 def blueprint(services: Services) -> Blueprint:
-    """The routes."""
+    """The routes; `serving.app` asks those of POSTS without Flask."""
     routes = Blueprint("v1", __name__, url_prefix="/v1")
-
-    @routes.post("/chat/completions")
-    def chat() -> Response:
-        caller, document = _begin(services)
-        target = _target(services, caller, model_of(document), "chat")
-        asked = generation_of(document)
-        prompt = chat_prompt(target.tokenizer, document)
-        return _generate(services, caller, target, "chat", "/chat/completions", asked, prompt)
-
-    @routes.post("/completions")
-    def completions() -> Response:
-        caller, document = _begin(services)
-        target = _target(services, caller, model_of(document), "completions")
-        inputs = inputs_of(document, "prompt")
-        asked = generation_of(document, len(inputs))
-        prompt = target.tokenizer.texts(inputs)
-        return _generate(services, caller, target, "text_completion", "/completions", asked, prompt)
-
-    @routes.post("/embeddings")
-    def embeddings() -> Response:
-        caller, document = _begin(services)
-        target = _target(services, caller, model_of(document), "embeddings")
-        prompt = target.tokenizer.texts(inputs_of(document, "input"))
-        check_embedding_lengths(target.engine, prompt)
-        call = _call(services, caller, target, "embeddings", prompt, prompt.tokens)
-        body = for_engine(target.engine, Asked(target.model, document), None)
-        return _whole(call, "/embeddings", body)
 
     @routes.get("/models")
     def models() -> Response:
@@ -79,17 +58,63 @@ def blueprint(services: Services) -> Blueprint:
         caller = services.gatekeeper.identify(request.environ)
         return Response(orjson.dumps(_entry(_known(services, caller, name))), content_type=_JSON)
 
+    for path, answer in POSTS.items():
+        view = partial(_view, answer, services)
+        routes.add_url_rule(path.removeprefix("/v1"), path, view, methods=["POST"])
     return routes
 
 
-def _begin(services: Services) -> tuple[Caller, dict[str, Any]]:
-    current = trace.of(request.environ)
-    caller = services.gatekeeper.identify(request.environ)
-    current.caller = caller
-    document = document_of(read_body(request.environ, services.settings.max_body_bytes))
+def _view(answer: Callable[[Services, Mapping[str, Any]], bytes | Relay], services: Services) -> Response:
+    body = answer(services, request.environ)
+    if isinstance(body, bytes):
+        return Response(body, content_type=_JSON)
+    return Response(body, headers=STREAM_HEADERS, direct_passthrough=True)
+
+
+def chat(services: Services, environ: Mapping[str, Any]) -> bytes | Relay:
+    """POST /v1/chat/completions. Raises: ApiError."""
+    current, document = _begin(services, environ)
+    target = _target(services, current, document, "chat")
+    asked = generation_of(document)
+    prompt = chat_prompt(target.tokenizer, document)
+    return _generate(services, current, target, "chat", "/chat/completions", asked, prompt)
+
+
+def completions(services: Services, environ: Mapping[str, Any]) -> bytes | Relay:
+    """POST /v1/completions. Raises: ApiError."""
+    current, document = _begin(services, environ)
+    target = _target(services, current, document, "completions")
+    inputs = inputs_of(document, "prompt")
+    asked = generation_of(document, len(inputs))
+    prompt = target.tokenizer.texts(inputs)
+    return _generate(services, current, target, "text_completion", "/completions", asked, prompt)
+
+
+def embeddings(services: Services, environ: Mapping[str, Any]) -> bytes:
+    """POST /v1/embeddings. Raises: ApiError."""
+    current, document = _begin(services, environ)
+    target = _target(services, current, document, "embeddings")
+    prompt = target.tokenizer.texts(inputs_of(document, "input"))
+    check_embedding_lengths(target.engine, prompt)
+    call = EngineCall(services, current, target, "embeddings", prompt, prompt.tokens)
+    body = for_engine(target.engine, Asked(target.model, document), None)
+    return _whole(call, "/embeddings", body)
+
+
+POSTS: Mapping[str, Callable[[Services, Mapping[str, Any]], bytes | Relay]] = {
+    "/v1/chat/completions": chat,
+    "/v1/completions": completions,
+    "/v1/embeddings": embeddings,
+}
+
+
+def _begin(services: Services, environ: Mapping[str, Any]) -> tuple[Trace, dict[str, Any]]:
+    current = trace.of(environ)
+    current.caller = services.gatekeeper.identify(environ)
+    document = document_of(read_body(environ, services.settings.max_body_bytes))
     if services.journal.problem() is not None:
         raise JournalError("Usage can't be recorded now, so nothing is served.")
-    return caller, document
+    return current, document
 
 
 def _known(services: Services, caller: Caller, name: str) -> EngineModel:
@@ -100,51 +125,40 @@ def _known(services: Services, caller: Caller, name: str) -> EngineModel:
     return target
 
 
-def _target(services: Services, caller: Caller, name: str, kind: Kind) -> EngineModel:
-    target = _known(services, caller, name)
+def _target(services: Services, current: Trace, document: Mapping[str, Any], kind: Kind) -> EngineModel:
+    name = model_of(document)
+    target = _known(services, current.known_caller, name)
     if kind not in target.engine.kinds:
         kinds = ", ".join(target.engine.kinds)
         raise UnsupportedByModelError(f"The model {name} is for {kinds}, not for {kind}.")
     return target
 
 
-def _call(
-    services: Services, caller: Caller, target: EngineModel, operation: str, prompt: Prompt, most: int
-) -> EngineCall:
-    current = trace.of(request.environ)
-    return EngineCall(services, current, caller, target, operation, prompt, most)
-
-
 def _generate(
     services: Services,
-    caller: Caller,
+    current: Trace,
     target: EngineModel,
     operation: str,
     path: str,
     asked: Asked,
     prompt: Prompt,
-) -> Response:
+) -> bytes | Relay:
     most = most_tokens(target.engine, asked, prompt)
     body = for_engine(target.engine, asked, room_for_answer(target.engine, prompt))
-    call = _call(services, caller, target, operation, prompt, most)
+    call = EngineCall(services, current, target, operation, prompt, most)
     if not asked.stream:
         return _whole(call, path, body)
     answer = call.ask(path, body)
     try:
-        relay = call.current.stream = Relay(call, answer, wants_usage=asked.wants_usage)
+        relay = current.stream = Relay(call, answer, wants_usage=asked.wants_usage)
     except BaseException as error:
         call.done(answer)
         call.failed(error)
         raise
-    return Response(
-        relay,
-        content_type="text/event-stream; charset=utf-8",
-        headers=_STREAM_HEADERS,
-        direct_passthrough=True,
-    )
+    return relay
 
 
-def _whole(call: EngineCall, path: str, body: bytes) -> Response:
+def _whole(call: EngineCall, path: str, body: bytes) -> bytes:
     """The engine's whole answer, recorded."""
     answer = call.ask(path, body)
     try:
@@ -163,7 +177,7 @@ def _whole(call: EngineCall, path: str, body: bytes) -> Response:
     document["model"] = call.target.model
     answered = orjson.dumps(document)
     call.record(200, usage, estimated=estimated)
-    return Response(answered, content_type=_JSON)
+    return answered
 
 
 def _document(body: bytes) -> dict[str, Any]:

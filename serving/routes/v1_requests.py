@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -50,7 +50,7 @@ def document_of(body: bytes) -> dict[str, Any]:
     return document
 
 
-def model_of(document: dict[str, Any]) -> str:
+def model_of(document: Mapping[str, Any]) -> str:
     """Raises: InvalidValueError."""
     model = document.get("model")
     if not isinstance(model, str) or not model:
