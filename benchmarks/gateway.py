@@ -55,7 +55,7 @@ def rows(_models_dir: Path) -> Iterator[Row]:
 def chat_rows(name: str, engine: int, port: int, pid: int, headers: str = _HEAD) -> Iterator[Row]:
     """Whole answers: latency beside the mock's, one request at a time; requests a second of a busy core."""
     request = chat_request(headers)
-    run(("127.0.0.1", port), request, CLIENTS, 1.0)
+    run(("127.0.0.1", port), request, CLIENTS, _SECONDS)
     alone: dict[int, list[Load]] = {engine: [], port: []}
     for _ in range(_ROUNDS):  # in turn, so that what disturbs one disturbs the other
         for which, loads in alone.items():

@@ -78,6 +78,8 @@ def _litellm(environment: Path, engine: int) -> Iterator[tuple[int, int]]:
                 if time.monotonic() > deadline:
                     raise TimeoutError("LiteLLM did not start")
                 time.sleep(0.5)
+            run(("127.0.0.1", port), chat_request(), 1, 10.0)  # its first answers take seconds
+            run(("127.0.0.1", port), chat_request(), CLIENTS, 10.0)
             yield port, pid
 
 
