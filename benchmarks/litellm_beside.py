@@ -57,7 +57,7 @@ def install(environment: Path) -> None:
     """Make the environment, if it is not there."""
     if not (environment / "bin" / "litellm").exists():
         venv.create(environment, with_pip=True)
-        command = [environment / "bin" / "pip", "install", "--quiet", "litellm[proxy]"]
+        command = [str(environment / "bin" / "pip"), "install", "--quiet", "litellm[proxy]"]
         subprocess.run(command, check=True)  # noqa: S603 -- our own
 
 
