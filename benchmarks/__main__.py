@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import api, closing, gateway, ledger, model_server, training
+from benchmarks import alerts, api, closing, gateway, ledger, model_server, training
 from benchmarks.model_server import Row
 
 
@@ -14,8 +14,9 @@ def main() -> None:
     """Measure and print one table."""
     models_dir = Path(sys.argv[1] if len(sys.argv) > 1 else "models")
     started = time.monotonic()
-    for measure in (training.rows, model_server.rows, api.rows, gateway.rows, ledger.rows, closing.rows):
-        for measured in measure(models_dir):
+    parts = (training, model_server, api, gateway, ledger, closing, alerts)
+    for part in parts:
+        for measured in part.rows(models_dir):
             print(line(measured), flush=True)  # noqa: T201
         print()  # noqa: T201
     print(f"{time.monotonic() - started:.0f} s")  # noqa: T201

@@ -25,6 +25,7 @@ from billing.journal_lag import unread
 from billing.owing import CLOSED
 from billing.price_book import kept_tariff
 from billing.price_file import read_tariff
+from billing.quota_limits import PROJECT_MONTH, USER_DAY, quota_limits
 from billing.reconciliation import reconcile_day
 from billing.settings import BillingSettings
 from billing.tables import bill_days, event_batches, usage_hours
@@ -35,6 +36,7 @@ _LATE_EVENTS = timedelta(
     hours=6
 )  # after its end a day may still become a surge, and is not yet expected closed
 _PERCENTS = (100, 80, 50)
+_QUOTA_PERCENTS = (100, 80)
 _PROJECT_AFTER_DAYS = 5  # of a month: before, a projection is mostly chance
 _NAMED = 5  # days and models that a finding lists
 _LEAST_UNMETERED = 10  # requests
@@ -134,6 +136,29 @@ def budgets(scene: Scene) -> Iterable[Finding]:
         if projected > budget.amount_minor:
             told = {**facts, "projected": money.format_amount(projected, found.currency)}
             yield Finding("budget_projected", budget.kind, budget.name, 1, told)
+
+
+def quotas(scene: Scene) -> Iterable[Finding]:
+    """Users' days and projects' months that have used 80 or 100 percent of their quota."""
+    settings, month = scene.settings, month_start(scene.today)
+    defaults = {
+        USER_DAY: settings.alert_quota_user_tokens,
+        PROJECT_MONTH: settings.alert_quota_project_tokens,
+    }
+    limits = quota_limits(scene.connection, defaults, scene.now)
+    spans: tuple[tuple[str, Kind, date, str], ...] = (
+        (USER_DAY, "user", scene.today, str(scene.today)),
+        (PROJECT_MONTH, "project", month, f"{month:%Y-%m}"),
+    )
+    for quota, kind, first, period in spans:
+        told = history(scene.connection, kind, first, scene.today)
+        for name, tokens in zip(told.names, told.tokens.sum(axis=1).tolist(), strict=True):
+            limit = limits.of(quota, name)
+            percent = 100 if not limit else 100 * tokens // limit
+            reached = next((level for level in _QUOTA_PERCENTS if percent >= level), None)
+            if limit is not None and reached is not None:
+                facts = {"period": period, "percent": percent, "tokens": tokens, "limit": limit}
+                yield Finding("quota", kind, name, reached, facts)
 
 
 def unrated(scene: Scene) -> Iterable[Finding]:
@@ -260,6 +285,7 @@ def strange_networks(
 RULES: dict[str, tuple[Callable[[Scene], Iterable[Finding]], frozenset[str]]] = {
     "surges": (surges, frozenset({"surge"})),
     "budgets": (budgets, frozenset({"budget", "budget_projected"})),
+    "quotas": (quotas, frozenset({"quota"})),
     "unrated": (unrated, frozenset({"unrated"})),
     "closing": (closing, frozenset({"not_closed", "mismatch"})),
     "unmetered": (unmetered, frozenset({"unmetered"})),

@@ -38,6 +38,7 @@ def check(ledger: Engine, settings: BillingSettings, now: datetime | None = None
     failed: dict[str, str] = {}
     with writing(ledger) as connection:
         scene = Scene(connection, settings, now)
+        # The window reaches further back than the month of a quota.
         sum_days(connection, scene.today - WINDOW - ONE_DAY, scene.today)
         for name, (rule, makes) in RULES.items():
             try:

@@ -18,6 +18,7 @@ from billing.ingest import ingest
 from billing.ledger import writing
 from billing.settings import BillingSettings
 from billing.tables import bill_lines, counter_samples, usage_hours
+from tallybook.acts import Act, record
 from tallybook.calendar import ONE_DAY, ONE_HOUR
 from tests.billing.conftest import TIME_ZONE
 from tests.billing.days import at, bring, close, draft
@@ -121,6 +122,43 @@ def test_without_a_budgets_file_there_are_no_budgets(
     sqlite_ledger: Engine, settings: BillingSettings
 ) -> None:
     assert look(sqlite_ledger, settings, "budgets") == []
+
+
+def test_a_quota_is_told_at_80_and_100_percent_of_what_was_set_and_granted(
+    sqlite_ledger: Engine, settings: BillingSettings
+) -> None:
+    until = (NOON + 2 * ONE_HOUR).isoformat()
+    decided: list[tuple[str, dict[str, Any]]] = [
+        ("quota.set", {"quota": "user_day_tokens", "subject": "own", "most": 200}),
+        ("quota.set", {"quota": "user_day_tokens", "subject": "free", "most": 100}),
+        ("quota.set", {"quota": "user_day_tokens", "subject": "free", "most": None}),
+        ("quota.approved", _grant("g1", "granted", 100, until)),
+        ("quota.approved", _grant("g2", "ended", 100, until)),
+        ("quota.ended", _grant("g2", "ended", 100, until)),
+        ("quota.approved", _grant("g3", "over", 100, NOON.isoformat())),
+        ("key.created", {"key": "k"}),
+    ]
+    for kind, details in decided:
+        record(settings.journal_dir, Act(source="tests", who="ops-a", kind=kind, details=details))
+    ingest(sqlite_ledger, settings.journal_dir, ZONE)
+    for user in ("own", "free", "granted", "ended", "over", "small"):
+        bring(sqlite_ledger, [an_event(user=user, prompt_tokens=20 if user == "small" else 140)])
+    found = look(sqlite_ledger, settings.model_copy(update={"alert_quota_user_tokens": 150}), "quotas")
+    assert {(f.subject, f.level, f.facts["percent"], f.facts["limit"]) for f in found} == {
+        ("own", 80, 80, 200), ("free", 100, 106, 150), ("ended", 100, 106, 150), ("over", 100, 106, 150),
+    }  # fmt: skip
+    assert {f.subject for f in look(sqlite_ledger, settings, "quotas")} == {"own"}
+    monthly = settings.model_copy(update={"alert_quota_project_tokens": 1_000})
+    assert [(f.kind, f.subject, f.facts["tokens"]) for f in look(sqlite_ledger, monthly, "quotas")] == [
+        ("user", "own", 160), ("project", "search", 840),
+    ]  # fmt: skip
+
+
+def _grant(number: str, user: str, tokens: int, until: str) -> dict[str, Any]:
+    return {
+        "grant": number, "quota": "user_day_tokens", "subject": user, "tokens": tokens, "until": until,
+        "reason": "a campaign",
+    }  # fmt: skip
 
 
 def test_a_model_without_a_price_is_told_with_its_tokens(
