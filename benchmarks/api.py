@@ -241,6 +241,10 @@ def main(arguments: Sequence[str]) -> None:
         models_dir=Path(models_dir),
         journal_dir=Path(folder) / f"journal-{view}",
         access_url=f"sqlite:///{folder}/access-{view}.db",
+        ledger_url=f"sqlite:///{folder}/ledger-{view}.db",
+        quota_user_day_tokens=10**12,  # counted, and never reached
+        quota_project_month_tokens=10**12,
+        quota_requests_per_minute=10**12,
         model_server_address=model_server,
     )
     serve(settings, partial(_make_app, view))

@@ -16,9 +16,12 @@ from datetime import datetime, timezone
 
 from sqlalchemy.engine import Engine
 
+from serving.access_errors import ExpiredKeyError, InvalidKeyError
 from serving.access_store import changes, looking, open_store
-from serving.errors import AccessUnavailableError, ExpiredKeyError, InvalidKeyError
+from serving.errors import AccessUnavailableError
+from serving.grants import approved
 from serving.keys import Key, hash_of, keys_by_hash
+from serving.quota_limits import Extra, set_limits
 
 _PATIENCE_SECONDS = 1.0
 _LOOK_AGAIN_SECONDS = 0.2  # an unknown key may be a new one, but no flood of them may flood the store
@@ -32,6 +35,8 @@ class Known:
 
     changes: int = -1
     keys: Mapping[bytes, Key] = field(default_factory=dict)
+    limits: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    grants: Mapping[tuple[str, str], tuple[Extra, ...]] = field(default_factory=dict)
 
 
 class Access:
@@ -69,6 +74,10 @@ class Access:
             raise ExpiredKeyError(f"The API key expired at {found.expires_at:%Y-%m-%d %H:%M} UTC.")
         return found
 
+    def known(self) -> Known:
+        """All that is known now."""
+        return self._known
+
     def store(self) -> Engine:
         """The store itself. Raises: AccessUnavailableError."""
         if self._store is None:
@@ -101,7 +110,9 @@ class Access:
             with looking(self.store()) as connection:
                 number = changes(connection)
                 if number != self._known.changes:
-                    self._known = Known(number, keys_by_hash(connection))
+                    self._known = Known(
+                        number, keys_by_hash(connection), set_limits(connection), approved(connection)
+                    )
         except AccessUnavailableError as error:
             if self._problem is None:
                 log.error("%s", error)  # noqa: TRY400 -- the message says it all

@@ -22,6 +22,7 @@ from tallybook.acts import record as record_act
 from tallybook.database import connect, reading, writing
 
 SCHEMA = 1
+SOURCE = "tallybook/access"  # of the acts that tell of changes
 _LOCK_KEY = 7_411_402_558  # any fixed number: who holds it is the only one to make the tables
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _MICROSECOND = timedelta(microseconds=1)
@@ -111,7 +112,6 @@ idempotent_answers = sa.Table(
     sa.Column("held_until", Moment, nullable=False),  # when a request that says nothing more is given up
     sa.Column("event", sa.LargeBinary),  # the usage event, as it goes into the journal
     sa.Column("answer", sa.LargeBinary),
-    sa.Column("content_type", sa.Text),
     sa.Column("asked_at", Moment, nullable=False, index=True),
     sa.CheckConstraint("state in ('running', 'answered', 'done')", name="idempotent_answers_state"),
 )
@@ -155,6 +155,16 @@ def changing(engine: Engine, journal_dir: Path, act: Act) -> Iterator[Connection
             record_act(journal_dir, act)
     except sa.exc.SQLAlchemyError as error:
         raise AccessUnavailableError(f"the access store can't be changed: {_told(error)}") from error
+
+
+@contextmanager
+def using(engine: Engine) -> Iterator[Connection]:
+    """One transaction that writes what is no decision. Raises: AccessUnavailableError."""
+    try:
+        with writing(engine) as connection:
+            yield connection
+    except sa.exc.SQLAlchemyError as error:
+        raise AccessUnavailableError(f"the access store can't be written: {_told(error)}") from error
 
 
 @contextmanager

@@ -12,7 +12,9 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import MethodNotAllowed
 
 from serving import errors, openai_errors, trace
-from serving.routes import analyze, operations, v1
+from serving.idempotency import Replayed
+from serving.quotas import Quotas
+from serving.routes import analyze, operations, quota, v1
 from serving.services import Services, make_services
 from serving.settings import ServingSettings
 from serving.streaming import Relay
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 Direct = Callable[["WSGIEnvironment"], bytes | Relay]  # what answers a POST without Flask
 SERVICES = "tallybook"  # the key of a Flask application's services in its `extensions`
 _UNKNOWN_ROUTE = "unknown"
+_REPLAYED = ("Idempotent-Replayed", "true")  # the answer was given before, and is billed once
 _STATUS_LINES = {status: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
 log = logging.getLogger(__name__)
@@ -44,6 +47,7 @@ def build_app(services: Services) -> Flask:
     app.register_error_handler(Exception, _failed)
     app.register_blueprint(analyze.blueprint(services))
     app.register_blueprint(v1.blueprint(services))
+    app.register_blueprint(quota.blueprint(services))
     app.register_blueprint(operations.blueprint(services))
     direct: dict[str, Direct] = {analyze.PATH: partial(analyze.answer, services)}
     direct |= {path: partial(answer, services) for path, answer in v1.POSTS.items()}
@@ -69,6 +73,7 @@ def _framed(inner: WSGIApplication, services: Services, direct: Mapping[str, Dir
             current.status = int(status[:3])
             rule = environ["werkzeug.request"].url_rule  # gone when Flask is done
             current.route = None if rule is None else rule.rule
+            headers += _of_quotas(services.quotas, current)
             return start_response(status, headers, exc_info)
 
         def ended() -> None:
@@ -83,7 +88,7 @@ def _framed(inner: WSGIApplication, services: Services, direct: Mapping[str, Dir
             if answer is None:
                 return inner(environ, start)
             current.route = current.path
-            return _answered(answer, environ, start_response, current)
+            return _answered(answer, environ, start_response, current, services.quotas)
         finally:
             if current.stream is None:
                 ended()
@@ -94,7 +99,11 @@ def _framed(inner: WSGIApplication, services: Services, direct: Mapping[str, Dir
 
 
 def _answered(
-    answer: Direct, environ: WSGIEnvironment, start_response: StartResponse, current: Trace
+    answer: Direct,
+    environ: WSGIEnvironment,
+    start_response: StartResponse,
+    current: Trace,
+    quotas: Quotas,
 ) -> Iterable[bytes]:
     headers = [("X-Request-ID", current.request_id)]
     try:
@@ -102,18 +111,32 @@ def _answered(
         status = HTTPStatus.OK
         if isinstance(body, Relay):
             current.status = status
-            start_response(_STATUS_LINES[status], [*headers, *v1.STREAM_HEADERS.items()])
+            headers += [*v1.STREAM_HEADERS.items(), *_of_quotas(quotas, current)]
+            start_response(_STATUS_LINES[status], headers)
             return body
+    except Replayed as known:
+        body, status = known.body, HTTPStatus.OK
+        headers.append(_REPLAYED)
     except Exception as error:  # noqa: BLE001 -- it is told, and logged if it is a fault of ours
         body, status, more = _told(error, current)
         headers += more.items()
     current.status = status
     headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
+    headers += _of_quotas(quotas, current)
     start_response(_STATUS_LINES[status], headers)
     return [body]
 
 
+def _of_quotas(quotas: Quotas, current: Trace) -> Iterable[tuple[str, str]]:
+    """What is left, for an answer; an error that is one of quotas has it already."""
+    if current.caller is None or current.status >= HTTPStatus.BAD_REQUEST:
+        return ()
+    return quotas.headers(current.caller).items()
+
+
 def _failed(error: Exception) -> Response:
+    if isinstance(error, Replayed):
+        return Response(error.body, headers=[_REPLAYED], content_type="application/json")
     body, status, headers = _told(error, trace.of(request.environ))
     return Response(body, status, headers, content_type="application/json")
 
@@ -124,6 +147,8 @@ def _told(error: Exception, current: Trace) -> tuple[bytes, HTTPStatus, dict[str
     if code == "internal_error":
         log.error("request %s failed", current.request_id, exc_info=error)
     current.code = code
+    if current.attempt is not None:
+        current.attempt.give_up()
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         current.reason = message
     headers: dict[str, str] = {}

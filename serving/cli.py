@@ -27,6 +27,11 @@ def serve(**options: Any) -> None:
         check_engines(settings.engines_file)
     except EnginesFileError as error:
         raise click.ClickException(str(error)) from error
+    if settings.workers > 1 and settings.quotas and settings.redis_url is None:
+        raise click.ClickException(
+            f"redis_missing: {settings.workers} workers count quotas together in Redis: set redis_url, or "
+            "switch quotas off"
+        )
     try:
         run(settings)
     except OSError as error:

@@ -81,11 +81,19 @@ class EngineCall:
             raise
 
     def record(
-        self, status: int, usage: EngineUsage, *, estimated: bool = False, delivered: int | None = None
+        self,
+        status: int,
+        usage: EngineUsage,
+        *,
+        estimated: bool = False,
+        delivered: int | None = None,
+        answer: bytes = b"",
     ) -> None:
         """Make the event durable, settle the reservation and give the place back; once, whatever comes after.
 
-        Args: delivered: the completion tokens that reached the client, if not all did.
+        Args:
+            delivered: the completion tokens that reached the client, if not all did.
+            answer: the whole answer, to be given again for the same Idempotency-Key.
         Raises: JournalError: it is not recorded and never will be, and costs nothing.
         """
         if self._recorded:
@@ -112,6 +120,8 @@ class EngineCall:
                     delivered_tokens=delivered,
                     usage_estimated=estimated,
                     time_to_first_token_seconds=None if first is None else first - self.current.started,
+                    attempt=self.current.attempt,
+                    answer=answer,
                 )
             )
         except BaseException:

@@ -16,29 +16,43 @@
     │   ├── UnsupportedByModelError   400 unsupported_by_model
     │   ├── ContextTooLongError       400 context_length_exceeded
     │   ├── RefusedByModelError       400 refused_by_model
-    │   └── InvalidRequestError       400 invalid_request
+    │   ├── InvalidRequestError       400 invalid_request *
+    │   └── IdempotencyKeyError       400 invalid_idempotency_key *
     ├── MissingUserError              401 missing_user
-    ├── InvalidKeyError               401 invalid_api_key
-    ├── ExpiredKeyError               401 api_key_expired
+    ├── InvalidKeyError               401 invalid_api_key *
+    ├── ExpiredKeyError               401 api_key_expired *
+    ├── WalletEmptyError              402 wallet_empty *
     ├── UntrustedCallerError          403 untrusted_caller
     ├── UnknownModelError             404 model_not_found
-    ├── ContradictionError            403 caller_contradicted
-    ├── RefusedNetworkError           403 network_refused
-    ├── ModelNotAllowedError          403 model_not_allowed
-    ├── UnknownKeyError               404 unknown_api_key
+    ├── ContradictionError            403 caller_contradicted *
+    ├── RefusedNetworkError           403 network_refused *
+    ├── ModelNotAllowedError          403 model_not_allowed *
+    ├── NotApproverError              403 not_approver *
+    ├── OwnGrantError                 403 own_grant *
+    ├── UnknownKeyError               404 unknown_api_key *
+    ├── UnknownGrantError             404 unknown_grant *
+    ├── GrantDecidedError             409 grant_decided *
+    ├── StillRunningError             409 idempotency_in_progress *
+    ├── IdempotencyKeyReusedError     422 idempotency_key_reused *
     ├── BodyTooLargeError             413 body_too_large
     ├── TextTooLongError              422 text_too_long
-    ├── QuotaExceededError            429 quota_… (see serving.quotas)
+    ├── QuotaExceededError            429 quota_exceeded
+    │   ├── UserDayExceededError      429 quota_user_day *
+    │   ├── ProjectMonthExceededError 429 quota_project_month *
+    │   ├── RequestsExceededError     429 quota_requests *
+    │   └── ConcurrentExceededError   429 quota_concurrent *
     ├── ModelRejectedError            502 model_rejected
     ├── OverloadedError               503 overloaded
     ├── NotReadyError                 503 not_ready
     ├── AccessUnavailableError        503 access_unavailable
+    ├── QuotaUnavailableError         503 quota_unavailable
     ├── JournalError                  503 journal_unavailable
     ├── ModelUnavailableError         503 model_unavailable
     │   ├── ModelVersionNotFoundError 503 model_unavailable
     │   └── ModelOverloadedError      503 model_overloaded
     └── ModelTimeoutError             504 model_timeout
 
+Those with a star are in `serving.access_errors`.
 Anything else that is raised is a fault of ours: 500 internal_error, logged with its traceback.
 """
 
@@ -159,31 +173,11 @@ class RefusedByModelError(BadRequestError):
     code = "refused_by_model"
 
 
-class InvalidRequestError(BadRequestError):
-    """What is asked for can't be."""
-
-    code = "invalid_request"
-
-
 class MissingUserError(ApiError):
     """Nobody to bill."""
 
     status = HTTPStatus.UNAUTHORIZED
     code = "missing_user"
-
-
-class InvalidKeyError(ApiError):
-    """The API key is not one of ours, or not any more."""
-
-    status = HTTPStatus.UNAUTHORIZED
-    code = "invalid_api_key"
-    headers: Mapping[str, str] = {"WWW-Authenticate": "Bearer"}
-
-
-class ExpiredKeyError(InvalidKeyError):
-    """The API key's time is over."""
-
-    code = "api_key_expired"
 
 
 class UntrustedCallerError(ApiError):
@@ -198,34 +192,6 @@ class UnknownModelError(ApiError):
 
     status = HTTPStatus.NOT_FOUND
     code = "model_not_found"
-
-
-class ContradictionError(ApiError):
-    """X-User-ID or X-Project-ID says else than the API key, which may not act for others."""
-
-    status = HTTPStatus.FORBIDDEN
-    code = "caller_contradicted"
-
-
-class RefusedNetworkError(ApiError):
-    """The API key, or the model, may not be used from the client's address."""
-
-    status = HTTPStatus.FORBIDDEN
-    code = "network_refused"
-
-
-class ModelNotAllowedError(ApiError):
-    """The API key is not for this model."""
-
-    status = HTTPStatus.FORBIDDEN
-    code = "model_not_allowed"
-
-
-class UnknownKeyError(ApiError):
-    """No API key has this id, or it was revoked."""
-
-    status = HTTPStatus.NOT_FOUND
-    code = "unknown_api_key"
 
 
 class BodyTooLargeError(ApiError):
@@ -243,15 +209,13 @@ class TextTooLongError(ApiError):
 
 
 class QuotaExceededError(ApiError):
-    """A quota has not as much left as the request may use."""
+    """A quota has not as much left as the request may use; `headers` has Retry-After and what is left."""
 
     status = HTTPStatus.TOO_MANY_REQUESTS
     code = "quota_exceeded"
 
-    def __init__(self, code: str, message: str, headers: Mapping[str, str]) -> None:
-        """`code` says which quota; `headers` has Retry-After and what is left."""
+    def __init__(self, message: str, headers: Mapping[str, str]) -> None:
         super().__init__(message)
-        self.code = code
         self.headers = headers
 
 
@@ -282,6 +246,14 @@ class AccessUnavailableError(ApiError):
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
     code = "access_unavailable"
+
+
+class QuotaUnavailableError(ApiError):
+    """The counters of the quotas can't be reached, so nothing is promised."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    code = "quota_unavailable"
+    headers: Mapping[str, str] = {"Retry-After": "1"}
 
 
 class JournalError(ApiError):

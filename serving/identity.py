@@ -15,15 +15,17 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple
 
-from serving.errors import (
+from serving.access_errors import (
     ContradictionError,
-    InvalidForwardedForError,
     InvalidKeyError,
+    ModelNotAllowedError,
+    RefusedNetworkError,
+)
+from serving.errors import (
+    InvalidForwardedForError,
     InvalidProjectError,
     InvalidUserError,
     MissingUserError,
-    ModelNotAllowedError,
-    RefusedNetworkError,
     UntrustedCallerError,
 )
 from serving.keys import Key
@@ -52,9 +54,15 @@ class _Address(NamedTuple):
 class Gatekeeper:
     """Reads the caller of a request; the settings decide whose word counts."""
 
-    def __init__(self, settings: ServingSettings, key_of: Callable[[str], Key]) -> None:
-        """`key_of` gives the live key with a secret, or raises an ApiError; see `serving.access`."""
+    def __init__(
+        self,
+        settings: ServingSettings,
+        key_of: Callable[[str], Key],
+        check_credit: Callable[[str], None] = lambda project: None,
+    ) -> None:
+        """`key_of` gives the live key with a secret, `check_credit` looks at a project's; or an ApiError."""
         self._key_of = key_of
+        self._check_credit = check_credit
         self._trusted_networks = settings.trusted_networks
         self._trusted_proxies = settings.trusted_proxies
         secret = settings.gateway_secret
@@ -88,20 +96,26 @@ class Gatekeeper:
         return Caller(user, project, self._department(project), self._client_ip(peer, environ))
 
     def check_model(self, caller: Caller, model: str) -> None:
-        """Whether the caller may use a model. Raises: ModelNotAllowedError, RefusedNetworkError."""
-        if caller.models is not None and model not in caller.models:
-            raise ModelNotAllowedError(f"The API key is not for the model {model}.")
-        networks = self._model_networks.get(model)
-        if networks is not None and not _lies_in(ip_address(caller.client_ip), networks):
-            raise RefusedNetworkError(f"The model {model} may not be used from {caller.client_ip}.")
+        """Whether the caller may use a model now.
+
+        Raises: ModelNotAllowedError, RefusedNetworkError, WalletEmptyError.
+        """
+        self._check_credit(caller.project)
+        refusal = self._refusal(caller, model)
+        if refusal is not None:
+            raise refusal
 
     def may_use(self, caller: Caller, model: str) -> bool:
-        """Whether `check_model` would pass."""
-        try:
-            self.check_model(caller, model)
-        except (ModelNotAllowedError, RefusedNetworkError):
-            return False
-        return True
+        """Whether a model is there for the caller, credit aside."""
+        return self._refusal(caller, model) is None
+
+    def _refusal(self, caller: Caller, model: str) -> ModelNotAllowedError | RefusedNetworkError | None:
+        if caller.models is not None and model not in caller.models:
+            return ModelNotAllowedError(f"The API key is not for the model {model}.")
+        networks = self._model_networks.get(model)
+        if networks is not None and not _lies_in(ip_address(caller.client_ip), networks):
+            return RefusedNetworkError(f"The model {model} may not be used from {caller.client_ip}.")
+        return None
 
     def _by_key(self, authorization: str, peer: _Address, environ: Mapping[str, Any]) -> Caller:
         scheme, _, secret = authorization.partition(" ")

@@ -14,13 +14,12 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from serving.access_store import api_keys, changing, looking
-from serving.errors import InvalidRequestError, UnknownKeyError
+from serving.access_errors import InvalidRequestError, UnknownKeyError
+from serving.access_store import SOURCE, api_keys, changing, looking
 from serving.settings import Network
 from tallybook.acts import Act
 from tallybook.usage import MAX_TEXT, NAME
 
-SOURCE = "tallybook/access"
 _SECRET_BYTES = 32  # cannot be guessed, so a plain hash is enough; a slow one would cost every request
 _ID_BYTES = 6
 

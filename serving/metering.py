@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields
 from datetime import datetime, timezone
 from typing import Any, NamedTuple, Protocol
 
+from serving.idempotency import Attempt
 from serving.identity import Caller
 from serving.journal import Sink
 from serving.metrics import Metrics
@@ -64,6 +65,8 @@ class Served(NamedTuple):
     usage_estimated: bool = False
     time_to_first_token_seconds: float | None = None
     trace_id: str | None = None
+    attempt: Attempt | None = None
+    answer: bytes = b""
 
 
 class Meter:
@@ -80,12 +83,17 @@ class Meter:
     def record(self, served: Served) -> None:
         """Return when the event of this request is durable.
 
-        Raises: JournalError: it is not recorded and never will be; the answer must not leave.
+        Raises: JournalError: it is not recorded and never will be; the answer must not leave. Of a request
+            with an Idempotency-Key also StillRunningError, AccessUnavailableError.
         """
         answered = time.monotonic()
         record = self._record(served, answered - served.started)
+        if served.attempt is not None and served.answer:
+            served.attempt.keep(record, served.answer)
         self._journal.append(record, max(served.deadline - answered, _LEAST_WAIT_SECONDS))
         self._metrics.journal_wait_seconds.observe(time.monotonic() - answered)
+        if served.attempt is not None and served.answer:
+            served.attempt.done()
         self._metrics.served(
             served.version.model, answered - served.started, served.time_to_first_token_seconds
         )

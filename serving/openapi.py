@@ -26,8 +26,22 @@ _BODY: Errors = (
     (400, "incomplete_body"), (400, "invalid_encoding"), (400, "invalid_json"), (413, "body_too_large"),
 )  # fmt: skip
 _MODEL: Errors = (
-    (403, "model_not_allowed"), (429, "quota_exceeded"), (502, "model_rejected"), (503, "overloaded"),
+    (402, "wallet_empty"), (403, "model_not_allowed"), (502, "model_rejected"), (503, "overloaded"),
     (503, "journal_unavailable"), (503, "model_unavailable"), (504, "model_timeout"),
+)  # fmt: skip
+_QUOTA: Errors = (
+    (429, "quota_exceeded"), (429, "quota_user_day"), (429, "quota_project_month"), (429, "quota_requests"),
+    (429, "quota_concurrent"), (503, "quota_unavailable"),
+)  # fmt: skip
+_AGAIN: Errors = (
+    (400, "invalid_idempotency_key"),
+    (409, "idempotency_in_progress"),
+    (422, "idempotency_key_reused"),
+)
+_ACT: Errors = ((503, "journal_unavailable"),)
+_ASKED: Errors = (*_BODY, (400, "unknown_field"), (400, "invalid_request"))
+_DECIDED: Errors = (
+    (403, "not_approver"), (403, "own_grant"), (404, "unknown_grant"), (409, "grant_decided"),
 )  # fmt: skip
 _TEXT: Errors = (
     (400, "missing_text"), (400, "invalid_text"), (400, "empty_text"), (400, "unknown_field"),
@@ -39,8 +53,8 @@ _ENGINE: Errors = (
     (503, "model_overloaded"),
 )  # fmt: skip
 
-_OF_A_MODEL = _CALLER + _BODY + _MODEL
-_NO_MODEL = (404, "model_not_found")
+_OF_A_MODEL = _CALLER + _BODY + _MODEL + _QUOTA + _AGAIN
+_NO_MODEL: Errors = ((402, "wallet_empty"), (403, "model_not_allowed"), (404, "model_not_found"))
 _NAMES = f"^{NAME.pattern}$"
 _COUNT: Schema = {"type": "integer", "minimum": 0}
 _ANY: Schema = {"type": "object"}
@@ -96,6 +110,20 @@ _MODEL_ENTRY = _object(
     max_model_len=_COUNT,
 )  # fmt: skip
 _MODELS = _object(("object", "data"), object={"const": "list"}, data={"type": "array", "items": _MODEL_ENTRY})
+_STANDING = _object(("user", "project", "quotas"), user=_MODEL_NAME, project=_MODEL_NAME, quotas=_ANY)
+_GRANT = _object(("id", "quota", "subject", "tokens", "until", "state"), tokens=_COUNT)
+_GRANTS = _object(("requests",), requests={"type": "array", "items": _GRANT})
+_TOKENS: Schema = {"type": "integer", "minimum": 1, "maximum": 1_000_000_000}
+_UNTIL: Schema = {"type": "string", "format": "date-time"}
+_OVERAGE = {
+    **_object(
+        ("quota", "tokens", "until", "reason"),
+        quota={"enum": ["user_day_tokens", "project_month_tokens"]},
+        tokens=_TOKENS, until=_UNTIL, reason={"type": "string", "minLength": 1, "maxLength": 512},
+    ),
+    "additionalProperties": False,
+}  # fmt: skip
+_APPROVAL = {**_object(tokens=_TOKENS, until=_UNTIL), "additionalProperties": False}
 _ALIVE = _object(("status",), status={"const": "alive"})
 _EVENT = _object(("data",), data={"type": "string"})  # a chunk as JSON, or [DONE]
 _READY = _object(
@@ -127,7 +155,22 @@ def document() -> dict[str, Any]:
             },
             "/v1/models": {"get": _asks("The models behind /v1.", _MODELS, _CALLER)},
             "/v1/models/{name}": {
-                "get": _asks("One of them.", _MODEL_ENTRY, (*_CALLER, _NO_MODEL), path=("name",))
+                "get": _asks("One of them.", _MODEL_ENTRY, (*_CALLER, *_NO_MODEL), path=("name",))
+            },
+            "/v1/quota": {"get": _asks("What is left of the caller's quotas.", _STANDING, _CALLER + _QUOTA)},
+            "/v1/quota/requests": {
+                "get": _asks("What was asked for; of an approver, by anybody.", _GRANTS, _CALLER),
+                "post": _asks("Ask for more.", _GRANT, _CALLER + _ASKED + _QUOTA + _ACT, _OVERAGE),
+            },
+            **{
+                f"/v1/quota/requests/{{grant_id}}/{deed}": {
+                    "post": _asks(f"An approver's word: {deed}.", _GRANT, errors, body, path=("grant_id",))
+                }
+                for deed, errors, body in (
+                    ("approve", _CALLER + _ASKED + _DECIDED + _ACT, _APPROVAL),
+                    ("deny", _CALLER + _DECIDED + _ACT, None),
+                    ("end", _CALLER + _DECIDED + _ACT, None),
+                )
             },
             "/healthz": {"get": _tells("The process is alive.", _ALIVE)},
             "/readyz": {"get": _tells("A request would be answered.", _READY, ((503, "not_ready"),))},
@@ -161,6 +204,7 @@ def _asks(
     operation["parameters"] = [
         {"name": "X-User-ID", "description": "Who asks; needs no key from a trusted network.", **header},
         {"name": "X-Project-ID", "description": "For which project.", **header},
+        *([_IDEMPOTENCY] if _AGAIN[0] in errors else []),
         *({"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in path),
     ]
     operation["security"] = [{"key": []}, {}]
@@ -190,6 +234,13 @@ def _operation(summary: str, answer: Schema | None, errors: Errors, form: Any) -
     return {"summary": summary, "responses": responses}
 
 
+_IDEMPOTENCY: Schema = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "The same key and body within a day: the same answer, billed once. Not with a stream.",
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
+}
 _HEADERS: Schema = {
     "X-Request-ID": {"schema": {"type": "string"}, "description": "Also the id of the event."}
 }

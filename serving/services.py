@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from serving.access import Access
 from serving.catalog import Catalog, ModelServer
+from serving.credit import Credit
 from serving.engine_models import EngineModel, load_engine_models
+from serving.idempotency import Idempotency
 from serving.identity import Gatekeeper
 from serving.inference import Metadata, ModelClient
 from serving.journal import Sink
@@ -20,7 +22,8 @@ from serving.logs import Later
 from serving.metering import Meter
 from serving.metrics import Metrics
 from serving.queueing import Queue, Threads
-from serving.quotas import Quotas, Unlimited
+from serving.quota_start import make_quotas
+from serving.quotas import Quotas
 from serving.settings import ServingSettings
 from serving.spans import Spans
 
@@ -52,12 +55,14 @@ class Services:
     log: Later
     metrics: Metrics
     access: Access
+    credit: Credit
     gatekeeper: Gatekeeper
     model: Model
     catalog: Catalog
     journal: Sink
     meter: Meter
     quotas: Quotas
+    idempotency: Idempotency
     engines: Mapping[str, EngineModel]
     threads: Threads
     queue: Queue
@@ -73,6 +78,9 @@ class Services:
         self.catalog.close()
         for engine in self.engines.values():
             engine.upstream.close()
+        self.quotas.close()
+        self.idempotency.close()
+        self.credit.close()
         self.access.close()
         self.journal.close()
         self.model.close()
@@ -91,13 +99,15 @@ def make_services(
     if journal is None:
         journal = sink_of(settings, metrics)
     access = Access(settings.access_url, settings.access_poll_seconds, settings.access_stale_seconds)
+    credit = Credit(settings)
     metrics.watch(journal.waiting, journal.problem)
     return Services(
         settings=settings,
         log=Later(),
         metrics=metrics,
         access=access,
-        gatekeeper=Gatekeeper(settings, access.key),
+        credit=credit,
+        gatekeeper=Gatekeeper(settings, access.key, credit.check),
         model=model,
         catalog=Catalog(
             model,
@@ -108,7 +118,8 @@ def make_services(
         ),
         journal=journal,
         meter=Meter(settings, journal, metrics),
-        quotas=Unlimited(),
+        quotas=make_quotas(settings, access),
+        idempotency=Idempotency(access, journal, settings.deadline_seconds),
         engines=load_engine_models(settings.engines_file),
         threads=Threads(settings.threads),
         queue=Queue(settings, metrics),

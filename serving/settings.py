@@ -85,6 +85,33 @@ class ServingSettings(CommonSettings):
     access_stale_seconds: float = Field(
         300.0, gt=0, description="How long keys hold while the store is away; then requests with one get 503."
     )
+    quotas: bool = Field(True, description="Whether quotas hold; false: everybody may use any amount.")
+    quota_user_day_tokens: int = Field(
+        50_000, ge=0, description="Tokens that a user may use in a billing day."
+    )
+    quota_project_month_tokens: int = Field(
+        2_000_000, ge=0, description="Tokens that a project may use in a calendar month."
+    )
+    quota_requests_per_minute: int = Field(
+        600, ge=0, description="Requests in a minute of the clock, of an API key or a user without one."
+    )
+    quota_concurrent_requests: int | None = Field(
+        None, ge=0, description="Requests of an API key, or a user without one, at once; none: any."
+    )
+    prepaid: bool = Field(
+        False, description="Whether a project is refused whose wallet (`tallybook wallet`) is empty."
+    )
+    prepaid_poll_seconds: float = Field(
+        10.0, gt=0, le=3600, description="How often prepaid wallets are looked at."
+    )
+    redis_url: SecretStr | None = Field(
+        None,
+        description="Where several workers count quotas together: redis://HOST:6379/0, rediss:// or unix://; "
+        "none: one worker counts in its memory.",
+    )
+    quota_lease_seconds: float = Field(
+        60.0, gt=0, le=3600, description="When tokens of a request that says nothing more are given back."
+    )
     default_project: str = Field("default", description="Project of a request without X-Project-ID.")
     default_department: str = Field("default", description="Department of a project that has none.")
     project_departments: dict[str, str] = Field(

@@ -14,6 +14,8 @@ from serving.errors import EmptyTextError, ModelRejectedError, TextTooLongError
 from serving.pieces import Pieces
 from tallybook.usage import NAME
 
+_FEW_LABELS = 32  # whose outputs are all counted when a version is loaded: some 50 ms for two
+
 
 class VersionRefusedError(Exception):
     """An exported version that the API can't count for; the message says why."""
@@ -60,6 +62,7 @@ class ModelVersion:
         self._special_tokens = tokenizer.num_special_tokens_to_add(False)
         # Some thousand outputs at most: a label and a percentage with one decimal.
         self._output_tokens: dict[str, int] = {}
+        self.most_output_tokens = self._count_all()  # that any answer of this version may have
 
     def prompt_ids(self, text: str) -> list[int]:
         """The ids that the model gets for this text, special tokens included; never cut.
@@ -85,9 +88,19 @@ class ModelVersion:
             raise ModelRejectedError("The model's answer is not one probability for each of its labels.")
         best = max(range(len(self._labels)), key=probabilities.__getitem__)
         label, explanation = self._labels[best]
-        output = f"{label}：{explanation}，把握 {probabilities[best]:.1%}。"
+        output = _output(label, explanation, probabilities[best])
         names = (name for name, _ in self._labels)
         return Answer(label, dict(zip(names, probabilities, strict=True)), output, self._count(output))
+
+    def _count_all(self) -> int:
+        if len(self._labels) > _FEW_LABELS:  # no tokenizer that loads here makes more tokens than bytes
+            return max(len(_output(*label, 1.0).encode()) for label in self._labels)
+        outputs = [
+            _output(*label, thousandths / 1000) for label in self._labels for thousandths in range(1002)
+        ]
+        encoded = self._tokenizer.encode_batch(outputs, add_special_tokens=False)
+        self._output_tokens = {output: len(each.ids) for output, each in zip(outputs, encoded, strict=True)}
+        return max(self._output_tokens.values())
 
     def _count(self, output: str) -> int:
         count = self._output_tokens.get(output)
@@ -95,6 +108,10 @@ class ModelVersion:
             count = len(self._tokenizer.encode(output, add_special_tokens=False).ids)
             self._output_tokens[output] = count
         return count
+
+
+def _output(label: str, explanation: str, probability: float) -> str:
+    return f"{label}：{explanation}，把握 {probability:.1%}。"
 
 
 def load_version(models_dir: Path, model: str, version: int) -> ModelVersion:

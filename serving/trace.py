@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from serving import logs
+from serving.idempotency import Attempt
 from serving.identity import Caller
 from tallybook.usage import new_event_id
 
@@ -48,7 +49,8 @@ class Trace:
     """One request. Its id is the id of its usage event, and never a client's."""
 
     __slots__ = (
-        "caller", "code", "completion_tokens", "ended_at", "method", "model", "model_version", "operation",
+        "attempt", "caller", "code", "completion_tokens", "ended_at", "method", "model", "model_version",
+        "operation",
         "parent", "path", "peer", "prompt_tokens", "reason", "request_id", "route", "seconds", "span_id",
         "started", "status", "stream", "tracestate",
     )  # fmt: skip
@@ -65,6 +67,7 @@ class Trace:
         self.status = 500  # until the answer begins
         self.route: str | None = None  # of ours; None if the path is not
         self.caller: Caller | None = None
+        self.attempt: Attempt | None = None  # for its Idempotency-Key
         self.operation: str | None = None
         self.model: str | None = None
         self.model_version: str | None = None

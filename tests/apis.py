@@ -196,6 +196,9 @@ class ApiProcess:
             "access_url": f"sqlite:///{folder / 'access.db'}",
             "ledger_url": f"sqlite:///{folder / 'ledger.db'}",
             "version_poll_seconds": "0.05",
+            "quota_user_day_tokens": "1000000000",  # of users who send as fast as they can
+            "quota_project_month_tokens": "1000000000",
+            "quota_requests_per_minute": "1000000000",
             "config": str(folder / "no.toml"),
             **settings,
         }

@@ -26,6 +26,7 @@ from serving.errors import (
 )
 from serving.identity import Caller
 from serving.metering import Served
+from serving.quotas import Reservation
 from serving.services import Services
 from serving.tokenization import Answer, ModelVersion
 from serving.trace import Trace
@@ -52,26 +53,35 @@ def answer(services: Services, environ: Mapping[str, Any]) -> bytes:
     with services.threads:
         current.caller = caller = services.gatekeeper.identify(environ)
         services.gatekeeper.check_model(caller, services.catalog.model)
-        text = text_of(read_body(environ, services.settings.max_body_bytes))
+        sent = read_body(environ, services.settings.max_body_bytes)
+        text = text_of(sent)
         if services.journal.problem() is not None:
             raise JournalError("Usage can't be recorded now, so nothing is served.")
-        (version, label), ids, said = _ask(services, current, caller, text, deadline)
+        current.attempt = services.idempotency.begin(environ, caller, sent, current.request_id)
+        (version, label), ids, said, reservation = _ask(services, current, caller, text, deadline)
         body = _body(current.request_id, version, len(ids), said)
-        services.meter.record(
-            Served(
-                request_id=current.request_id,
-                caller=caller,
-                operation=OPERATION,
-                version=version,
-                model_label=label,
-                text=text,
-                prompt_tokens=len(ids),
-                completion_tokens=said.completion_tokens,
-                started=current.started,
-                trace_id=current.client_trace_id,
-                deadline=deadline,
+        try:
+            services.meter.record(
+                Served(
+                    request_id=current.request_id,
+                    caller=caller,
+                    operation=OPERATION,
+                    version=version,
+                    model_label=label,
+                    text=text,
+                    prompt_tokens=len(ids),
+                    completion_tokens=said.completion_tokens,
+                    started=current.started,
+                    trace_id=current.client_trace_id,
+                    deadline=deadline,
+                    attempt=current.attempt,
+                    answer=body,
+                )
             )
-        )
+        except BaseException:
+            reservation.release()
+            raise
+        reservation.settle(len(ids) + said.completion_tokens)
     current.operation, current.model = OPERATION, version.model
     current.model_version = version.version_name
     current.prompt_tokens = len(ids)
@@ -99,19 +109,26 @@ def _body(request_id: str, version: ModelVersion, prompt_tokens: int, said: Answ
 
 def _ask(
     services: Services, current: Trace, caller: Caller, text: str, deadline: float
-) -> tuple[Choice, list[int], Answer]:
+) -> tuple[Choice, list[int], Answer, Reservation]:
     """Count the text with the tokenizer of the version that answers this user, and have it answer.
 
-    A version that left in the meantime is followed by the one that answers now; the text is counted anew.
+    What is reserved is the text's tokens and those of that version's longest answer: never too little. A
+    version that left in the meantime is followed by the one that answers now; the text is counted anew.
     """
     choice = services.catalog.choose(caller.user)
     while True:
-        ids = choice.version.prompt_ids(text)
+        version = choice.version
+        ids = version.prompt_ids(text)
+        reservation = services.quotas.reserve(caller, version.model, len(ids) + version.most_output_tokens)
         try:
-            with services.queue.place(caller, choice.version.model, deadline):
-                return choice, ids, _predict(services, current, choice.version, ids, deadline)
+            with services.queue.place(caller, version.model, deadline):
+                return choice, ids, _predict(services, current, version, ids, deadline), reservation
         except ModelVersionNotFoundError:
-            choice = services.catalog.instead_of(choice.version, caller.user)
+            reservation.release()
+            choice = services.catalog.instead_of(version, caller.user)
+        except BaseException:
+            reservation.release()
+            raise
 
 
 def _predict(

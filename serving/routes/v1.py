@@ -10,6 +10,7 @@ import orjson
 from flask import Blueprint, Response, request
 
 from serving import trace
+from serving.access_errors import IdempotencyKeyError
 from serving.engine_call import EngineCall
 from serving.engine_models import EngineModel
 from serving.engine_tokens import Prompt
@@ -110,10 +111,14 @@ POSTS: Mapping[str, Callable[[Services, Mapping[str, Any]], bytes | Relay]] = {
 
 def _begin(services: Services, environ: Mapping[str, Any]) -> tuple[Trace, dict[str, Any]]:
     current = trace.of(environ)
-    current.caller = services.gatekeeper.identify(environ)
-    document = document_of(read_body(environ, services.settings.max_body_bytes))
+    current.caller = caller = services.gatekeeper.identify(environ)
+    sent = read_body(environ, services.settings.max_body_bytes)
+    document = document_of(sent)
     if services.journal.problem() is not None:
         raise JournalError("Usage can't be recorded now, so nothing is served.")
+    if document.get("stream") is True and "HTTP_IDEMPOTENCY_KEY" in environ:
+        raise IdempotencyKeyError("A stream can't be given again: send no Idempotency-Key with it.")
+    current.attempt = services.idempotency.begin(environ, caller, sent, current.request_id)
     return current, document
 
 
@@ -176,7 +181,7 @@ def _whole(call: EngineCall, path: str, body: bytes) -> bytes:
         document["usage"] = _said(usage, embeddings="choices" not in document)
     document["model"] = call.target.model
     answered = orjson.dumps(document)
-    call.record(200, usage, estimated=estimated)
+    call.record(200, usage, estimated=estimated, answer=answered)
     return answered
 
 

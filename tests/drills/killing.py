@@ -51,7 +51,7 @@ class Drill:
         return len(self.answered) >= enough
 
 
-def kill_under_load(folder: Path, models_dir: Path, kills: int, seed: int = 0) -> Drill:
+def kill_under_load(folder: Path, models_dir: Path, kills: int, seed: int = 0, **settings: str) -> Drill:
     """SIGKILL all of the API's processes so many times while a dozen users ask, then end it gently.
 
     They send texts to /analyze, chats, and streamed chats in turn. The engine of the chats is a stand-in.
@@ -62,8 +62,8 @@ def kill_under_load(folder: Path, models_dir: Path, kills: int, seed: int = 0) -
     where = random.Random(seed)  # noqa: S311  when to kill, no secret
     with model_server(models_dir) as address, stand_in_engine() as engine:
         engine.script = _chat
-        engines_file = str(write_engines(folder, {"addresses": [engine.address]}))
-        api = ApiProcess(folder, models_dir, address, engines_file=engines_file)
+        settings["engines_file"] = str(write_engines(folder, {"addresses": [engine.address]}))
+        api = ApiProcess(folder, models_dir, address, None, **settings)
         api.wait_until_ready()
         stop = threading.Event()
         clients = [
@@ -77,7 +77,7 @@ def kill_under_load(folder: Path, models_dir: Path, kills: int, seed: int = 0) -
                 enough = len(drill.answered) + where.randint(1, _MOST_ANSWERS)
                 wait_until(partial(drill.has_answered, enough))
                 api.kill()
-                api = ApiProcess(folder, models_dir, address, port=api.port, engines_file=engines_file)
+                api = ApiProcess(folder, models_dir, address, api.port, **settings)
                 api.wait_until_ready()
         finally:
             stop.set()

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.errors import ApiError, InvalidKeyError
+from serving.access_errors import InvalidKeyError
+from serving.errors import ApiError
 from serving.identity import Caller, Gatekeeper
 from serving.keys import Key, networks_of
 from serving.settings import ServingSettings

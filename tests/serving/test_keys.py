@@ -11,11 +11,12 @@ from sqlalchemy.engine import Engine
 
 from serving import keys
 from serving.access import Access
+from serving.access_errors import InvalidRequestError
 from serving.access_store import api_keys, open_store, state
-from serving.errors import ApiError, InvalidRequestError
+from serving.errors import ApiError
 from serving.keys import Terms
 from serving.keys_cli import keys as command
-from tallybook.acts import Act
+from tallybook.acts import Act, is_act
 from tallybook.segments import read_segment
 from tests.apis import running_app
 from tests.modelservers import wait_until
@@ -48,7 +49,7 @@ def refusal(access: Access, secret: str) -> str:
 def told(journal: Path) -> list[tuple[str, str]]:
     """Kind and author of the acts in a journal."""
     lines = [line for segment in sorted(journal.glob("*.jsonl")) for line in read_segment(segment, 0).lines]
-    acts = [Act.from_record(orjson.loads(line.raw)) for line in lines]
+    acts = [Act.from_record(record) for line in lines if is_act(record := orjson.loads(line.raw))]
     return [(act.kind, act.who) for act in sorted(acts, key=lambda act: act.time)]
 
 

@@ -11,7 +11,7 @@ from tests.apis import Api, running_app
 assert serving.routes.v1  # its errors are known from here on
 
 
-ONLY_ON_THE_COMMAND_LINE = {(404, "unknown_api_key"), (400, "invalid_request")}
+ONLY_ON_THE_COMMAND_LINE = {(404, "unknown_api_key")}
 
 
 @pytest.fixture

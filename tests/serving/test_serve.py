@@ -228,7 +228,7 @@ def test_peers_that_vanish_are_noticed(api_for_headers: ApiProcess) -> None:
 
 
 def test_several_workers_count_together_and_each_has_its_journal(tmp_path: Path, models_dir: Path) -> None:
-    with running(tmp_path, models_dir, workers="2") as api:
+    with running(tmp_path, models_dir, workers="2", quotas="false") as api:
         assert len(api.workers()) == 2
         for _ in range(20):
             assert api.analyze().status_code == 200
