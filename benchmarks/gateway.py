@@ -52,10 +52,10 @@ def rows(_models_dir: Path) -> Iterator[Row]:
         yield from _open_rows(port, pid)
 
 
-def chat_rows(name: str, engine: int, port: int, pid: int, headers: str = _HEAD) -> Iterator[Row]:
+def chat_rows(name: str, engine: int, port: int, pid: int, clients: int = CLIENTS) -> Iterator[Row]:
     """Whole answers: latency beside the mock's, one request at a time; requests a second of a busy core."""
-    request = chat_request(headers)
-    run(("127.0.0.1", port), request, CLIENTS, _SECONDS)
+    request = chat_request()
+    run(("127.0.0.1", port), request, clients, _SECONDS)
     alone: dict[int, list[Load]] = {engine: [], port: []}
     for _ in range(_ROUNDS):  # in turn, so that what disturbs one disturbs the other
         for which, loads in alone.items():
@@ -67,19 +67,19 @@ def chat_rows(name: str, engine: int, port: int, pid: int, headers: str = _HEAD)
         )
         yield row(f"{name}: added latency, {quantile}", ours - direct, "ms", ours / direct, DIRECT)
     before = processor_seconds(pid)
-    load = run(("127.0.0.1", port), request, CLIENTS, _SECONDS)
+    load = run(("127.0.0.1", port), request, clients, _SECONDS)
     used = processor_seconds(pid) - before
     yield row(f"{name}: requests a second of a core", load.requests / used, "req/s/core")
-    yield row(f"{name}: {CLIENTS} clients, as they saw it", load.requests_per_second, "req/s")
+    yield row(f"{name}: {clients} clients, as they saw it", load.requests_per_second, "req/s")
     if load.failures:
         yield row(f"{name}: answers other than 200", load.failures, "answers")
 
 
-def chat_request(headers: str = _HEAD, **more: object) -> bytes:
+def chat_request(**more: object) -> bytes:
     """A chat with one text of 50 characters."""
     messages = [{"role": "system", "content": "Answer in one word."}, {"role": "user", "content": TEXT}]
     body = json.dumps({"model": "chat", "messages": messages, "max_tokens": 100, **more}, ensure_ascii=False)
-    return post(CHAT, body.encode(), headers)
+    return post(CHAT, body.encode(), _HEAD)
 
 
 def _stream_rows(engine: int, port: int) -> Iterator[Row]:

@@ -19,7 +19,6 @@ from pathlib import Path
 from benchmarks.__main__ import line
 from benchmarks.api import cores, processor_seconds
 from benchmarks.gateway import (
-    CLIENTS,
     chat_request,
     chat_rows,
     gateway,
@@ -33,6 +32,7 @@ from tallybook.processes import answers, free_port
 
 VENV = Path("var/litellm-venv")
 _STARTS_SECONDS = 180
+_CLIENTS = 4  # that both are asked by at once: with more LiteLLM's answers take seconds
 
 
 def rows(environment: Path) -> Iterator[Row]:
@@ -43,11 +43,11 @@ def rows(environment: Path) -> Iterator[Row]:
         ours = stack.enter_context(gateway(engine))
         theirs = stack.enter_context(_litellm(environment, engine))
         yield from chat_rows("Tallybook", engine, *ours)
-        yield from chat_rows("LiteLLM", engine, *theirs)
+        yield from chat_rows("LiteLLM", engine, *theirs, clients=_CLIENTS)
         found: dict[str, float] = {}
         for name, (port, pid) in (("LiteLLM", theirs), ("Tallybook", ours)):
             before = processor_seconds(pid)
-            load = run(("127.0.0.1", port), chat_request(), CLIENTS, 5.0)
+            load = run(("127.0.0.1", port), chat_request(), _CLIENTS, 5.0)
             found[name] = load.requests / (processor_seconds(pid) - before)
         name = "Tallybook beside LiteLLM: requests a second of a core"
         yield row(name, found["Tallybook"], "req/s/core", found["Tallybook"] / found["LiteLLM"], "LiteLLM")
@@ -79,7 +79,7 @@ def _litellm(environment: Path, engine: int) -> Iterator[tuple[int, int]]:
                     raise TimeoutError("LiteLLM did not start")
                 time.sleep(0.5)
             run(("127.0.0.1", port), chat_request(), 1, 10.0)  # its first answers take seconds
-            run(("127.0.0.1", port), chat_request(), CLIENTS, 10.0)
+            run(("127.0.0.1", port), chat_request(), _CLIENTS, 10.0)
             yield port, pid
 
 
