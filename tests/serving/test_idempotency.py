@@ -10,7 +10,9 @@ from serving import idempotency
 from serving.access_store import idempotent_answers
 from serving.errors import ApiError, JournalError
 from serving.idempotency import Replayed
-from tests.apis import Api, running_app
+from tests.apis import USER, Api, running_app
+from tests.engines import MODEL, completion, usage, whole
+from tests.serving.test_v1 import HELLO, running_gateway
 
 KEY = {"Idempotency-Key": "order-7"}
 
@@ -171,3 +173,20 @@ def test_an_event_that_is_not_recorded_leaves_nothing(api: Api, monkeypatch: pyt
         assert code(api.analyze("hotel", **KEY)) == (503, "journal_unavailable")
     assert api.analyze("hotel", **KEY).status_code == 200
     assert len(api.events()) == 1
+
+
+def test_a_chat_is_answered_once_and_a_stream_takes_no_key(tmp_path: Path) -> None:
+    with running_gateway(tmp_path) as gateway:
+        gateway.engine.script = lambda asked: whole(completion("very well", usage(6, 2)))
+
+        def chat(**body: Any) -> Any:
+            asked = {"model": MODEL, "messages": HELLO, **body}
+            return gateway.api.client.post("/v1/chat/completions", json=asked, headers={**USER, **KEY})
+
+        refused = chat(stream=True)
+        assert (refused.status_code, refused.json["error"]["code"]) == (400, "invalid_idempotency_key")
+        first, again = chat(), chat()
+        assert (first.status_code, again.status_code) == (200, 200)
+        assert again.data == first.data
+        assert len(gateway.api.events()) == 1
+        assert chat(max_tokens=7).status_code == 422
