@@ -48,7 +48,7 @@ COMMANDS = {
 }
 # Known without loading the packages, whose imports take seconds.
 HELP = {
-    "train": "Train the review classifier and export it as the next version.",
+    "train": "Train a text classifier and publish it as the next version, if it is good enough.",
     "export-embedding": "Export a pretrained BERT as a model that embeds texts.",
     "serve-model": "Serve exported models by TensorFlow Serving's protocols, gRPC and REST.",
     "serve": "Serve the API: POST /analyze, metered.",

@@ -171,7 +171,7 @@ def _read_weights(file: Path) -> dict[str, Array]:
 
 def _plain(name: str) -> str:
     """The name without the prefix of a BERT with heads, and with today's words for old ones."""
-    name = name.removeprefix("bert.")
+    name = name[len("bert.") :] if name.startswith("bert.") else name
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
 
 

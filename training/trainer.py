@@ -226,7 +226,7 @@ def _step(model: Classifier, optimizer: Optimizer, config: TrainingConfig, devic
             gradients = context.all_reduce(tf.distribute.ReduceOp.SUM, gradients)
         if not half:
             optimizer.apply(gradients, number)
-            return loss, 1.0
+            return loss, tf.constant(1.0)
         gradients = [g / scale for g in gradients]
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(g)) for g in gradients])
 

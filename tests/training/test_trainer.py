@@ -173,7 +173,7 @@ def workers(folder: Path, kill_after: int = -1) -> list[subprocess.Popen[bytes]]
 def test_two_machines_learn_what_one_does(once: Trained, tmp_path: Path) -> None:
     started = workers(tmp_path)
     try:
-        codes = [worker.wait(timeout=240) for worker in started]
+        codes = [worker.wait(timeout=900) for worker in started]
     finally:
         for worker in started:
             worker.kill()
