@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Metric, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 
+from serving.errors import ApiError
 from serving.gpus import Gpus
 from serving.settings import METRICS_FOLDER_VARIABLE
 from serving.tallies import Family, Histogram, Number, Tallies
@@ -172,6 +174,10 @@ class Metrics:
         self._tallies.watch(_JOURNAL_WAITING, waiting)
         self._tallies.watch(_JOURNAL_UNAVAILABLE, lambda: float(problem() is not None))
 
+    def watch_reserved(self, tokens: Callable[[], int]) -> None:
+        """Show the tokens that quotas hold; the counters are one for all workers."""
+        self._registry.register(_Reserved(tokens))
+
     def watch_backlog(self, size_bytes: Callable[[], int]) -> None:
         """Show how far Kafka is behind the journal."""
         self._tallies.watch(_BACKLOG, size_bytes)
@@ -197,3 +203,20 @@ class Metrics:
                 return OTHER_PROJECTS
             self._projects.add(project)
         return project
+
+
+class _Reserved:
+    """A collector of prometheus-client: no metric where the counters can't be asked now."""
+
+    def __init__(self, tokens: Callable[[], int]) -> None:
+        self._tokens = tokens
+
+    def collect(self) -> Iterator[Metric]:
+        """What is held when it is shown."""
+        try:
+            held = self._tokens()
+        except ApiError:
+            return
+        yield GaugeMetricFamily(
+            "tallybook_reserved_tokens", "Tokens of quotas held by requests under way.", value=held
+        )

@@ -100,7 +100,9 @@ def make_services(
         journal = sink_of(settings, metrics)
     access = Access(settings.access_url, settings.access_poll_seconds, settings.access_stale_seconds)
     credit = Credit(settings)
+    quotas = make_quotas(settings, access)
     metrics.watch(journal.waiting, journal.problem)
+    metrics.watch_reserved(quotas.reserved_tokens)
     return Services(
         settings=settings,
         log=Later(),
@@ -118,7 +120,7 @@ def make_services(
         ),
         journal=journal,
         meter=Meter(settings, journal, metrics),
-        quotas=make_quotas(settings, access),
+        quotas=quotas,
         idempotency=Idempotency(access, journal, settings.deadline_seconds),
         engines=load_engine_models(settings.engines_file),
         threads=Threads(settings.threads),

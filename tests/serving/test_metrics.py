@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from serving import metrics
+from serving.errors import OverloadedError
 from serving.metrics import OTHER_PROJECTS, Metrics
 from serving.settings import METRICS_FOLDER_VARIABLE
 from tallybook.usage import NAME
@@ -40,3 +41,17 @@ def test_calls_that_a_killed_worker_had_under_way_are_not_under_way_any_more(tmp
     text = worker("counted.model_in_flight.inc(); print(counted.exposition().decode())")
     assert "tallybook_model_in_flight 1.0" in text
     assert 'tallybook_requests_total{route="/analyze",status="200"} 1.0' in text
+
+
+def test_tokens_held_by_quotas_are_shown_while_their_counters_can_be_asked() -> None:
+    counted = Metrics()
+    answers: list[int] = [70]
+
+    def held() -> int:
+        if not answers:
+            raise OverloadedError("Redis is away.")
+        return answers.pop()
+
+    counted.watch_reserved(held)
+    assert "tallybook_reserved_tokens 70.0" in counted.exposition().decode()
+    assert "tallybook_reserved_tokens" not in counted.exposition().decode()
