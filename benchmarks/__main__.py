@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import alerts, api, closing, gateway, ledger, model_server, training
+from benchmarks import alerts, api, closing, gateway, ledger, model_server, reports, training
 from benchmarks.model_server import Row
 
 
@@ -14,7 +14,7 @@ def main() -> None:
     """Measure and print one table."""
     models_dir = Path(sys.argv[1] if len(sys.argv) > 1 else "models")
     started = time.monotonic()
-    parts = (training, model_server, api, gateway, ledger, closing, alerts)
+    parts = (training, model_server, api, gateway, ledger, closing, alerts, reports)
     for part in parts:
         for measured in part.rows(models_dir):
             print(line(measured), flush=True)  # noqa: T201

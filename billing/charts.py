@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import cycle
 
 from matplotlib.axes import Axes
@@ -46,11 +47,11 @@ def draw_charts(report: DayReport, language: Language) -> dict[str, bytes]:
     hour; `unit_costs`: the cost of 1,000 tokens against utilisation, by day. A day without usage has only
     those of several days.
     """
-    return {name: png(draw(report, words(language))) for name, draw in _drawn(report).items()}
+    return {name: draw() for name, draw in drawn(report, language).items()}
 
 
-def _drawn(report: DayReport) -> dict[str, Callable[[DayReport, Words], Figure]]:
-    """The charts that there are for a report."""
+def drawn(report: DayReport, language: Language) -> dict[str, Callable[[], bytes]]:
+    """The charts that there are for a report, each still to be drawn."""
     several = sum(day.total_tokens > 0 for day in report.trend) > 1
     there = {
         "hours": bool(report.total.requests),
@@ -61,7 +62,12 @@ def _drawn(report: DayReport) -> dict[str, Callable[[DayReport, Words], Figure]]
         "latency": bool(report.latency),
         "unit_costs": len(report.unit_costs) > 1,
     }
-    return {name: draw for name, draw in _CHARTS.items() if there[name]}
+    told = words(language)
+    return {name: partial(_draw, draw, report, told) for name, draw in _CHARTS.items() if there[name]}
+
+
+def _draw(draw: Callable[[DayReport, Words], Figure], report: DayReport, told: Words) -> bytes:
+    return png(draw(report, told))
 
 
 def _hours(report: DayReport, told: Words) -> Figure:

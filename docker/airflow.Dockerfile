@@ -5,7 +5,7 @@ WORKDIR /build
 RUN python -m venv /opt/tallybook
 # Not Airflow's own image: its packages are others than those that constraints.txt pins and the tests run on.
 COPY constraints.txt pyproject.toml README.md ./
-RUN pip install --constraint constraints.txt '.[billing,airflow]'
+RUN pip install --constraint constraints.txt '.[billing,airflow,executors]'
 # All packages, because the command line refuses a setting that none of them knows.
 COPY tallybook tallybook
 COPY serving serving

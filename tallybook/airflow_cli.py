@@ -63,7 +63,7 @@ def do(folder: Path, arguments: tuple[str, ...]) -> None:
 
     \b
     tallybook airflow do dags trigger daily_billing --conf '{"day": "2026-11-22"}'
-    tallybook airflow do backfill create --dag-id daily_billing --from-date 2026-11-01 --to-date 2026-11-07
+    tallybook airflow do backfill create --dag-id daily_billing --from-date 2026-11-01 --to-date 2026-11-08
     """
     if not (folder / "airflow.db").exists():
         raise click.ClickException(f"airflow_missing: there is no Airflow in {folder}; tallybook airflow up")

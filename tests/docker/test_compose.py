@@ -116,9 +116,11 @@ def test_no_secret_is_written_down(service: str) -> None:
 def test_every_secret_must_be_given_and_is_in_the_example() -> None:
     given = example()
     secrets = {name for name, value in given.items() if value == SECRET}
-    required = {m["name"] for m in REFERENCE.finditer(str(COMPOSE)) if m["kind"] == "?"}
+    files = str(COMPOSE) + (DOCKER / "compose.celery.yaml").read_text("utf-8")
+    required = {m["name"] for m in REFERENCE.finditer(files) if m["kind"] == "?"}
     assert required == secrets
-    assert references() == given.keys()
+    celery = (DOCKER / "compose.celery.yaml").read_text("utf-8")
+    assert references() | {match["name"] for match in REFERENCE.finditer(celery)} == given.keys()
 
 
 def test_every_env_file_gets_secrets_of_its_own_and_is_not_overwritten(tmp_path: Path) -> None:

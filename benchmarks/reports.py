@@ -1,0 +1,120 @@
+"""A large day's mail, from its trigger to the outbox; each chart; ten thousand mails of their own."""
+
+from __future__ import annotations
+
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarks.closing import fill
+from benchmarks.ledger import ZONE, ZONE_NAME, postgres
+from benchmarks.model_server import Row, row
+from billing import daily
+from billing.bill_csv import read_lines
+from billing.bill_pdf import bill_pdf
+from billing.charts import draw_charts, drawn
+from billing.ledger import open_ledger, reading
+from billing.report import day_report
+from billing.settings import BillingSettings
+
+EVENTS = int(os.environ.get("TALLYBOOK_BENCH_EVENTS", "1000000"))
+USERS = EVENTS // 100
+Done = TypeVar("Done")
+BEFORE, DAY = date(2026, 11, 19), date(2026, 11, 20)
+
+
+def rows(_models_dir: Path) -> Iterator[Row]:
+    """Each step of the day, its charts one by one, and the personal mails of all its users."""
+    with tempfile.TemporaryDirectory() as folder, postgres() as url:
+        ledger = open_ledger(url, ZONE_NAME)
+        fill(ledger, BEFORE, EVENTS // 2, USERS)
+        fill(ledger, DAY, EVENTS, USERS)
+        ledger.dispose()
+        with get_context("spawn").Pool(1) as other:  # so that its memory is its own
+            other.apply(_steps, (url, folder, BEFORE))
+            took, megabytes = other.apply(_steps, (url, folder, DAY))
+        name = f"{EVENTS:,} events of {USERS:,} users"
+        yield row(f"from the trigger to the mail in the outbox, {name}", sum(took.values()), "s")
+        for step, seconds in took.items():
+            yield row(f"  {step}", seconds, "s")
+        yield row("    memory of that process", megabytes, "MB")
+        with get_context("spawn").Pool(1) as other:
+            for chart, seconds in other.apply(_charts, (url,)).items():
+                yield row(f"  {chart}", seconds * 1000, "ms")
+        with get_context("spawn").Pool(2) as others:
+            started = time.perf_counter()
+            found = others.starmap(_personal, [(url, folder, shard) for shard in range(2)])
+            seconds = time.perf_counter() - started
+        count = sum(new for new, _ in found)
+        yield row(f"{count:,} mails of their own, by two processes", seconds, "s")
+        yield row("    memory of one of them", max(peak for _, peak in found), "MB")
+
+
+def _settings(url: str, folder: str) -> BillingSettings:
+    place = Path(folder)
+    subscriptions = place / "subscriptions.toml"
+    if not subscriptions.exists():
+        subscriptions.write_text(
+            "".join(
+                f'[[subscriptions]]\nuser = "user-{n}"\nto = ["u{n}@example.com"]\n' for n in range(USERS)
+            )
+        )
+    return BillingSettings(
+        ledger_url=url, journal_dir=place / "journal", reports_dir=place / "reports",
+        outbox_dir=place / "outbox", subscriptions_file=subscriptions, smtp_url=None,
+        prices_file=Path("prices.toml"), time_zone=ZONE_NAME,
+    )  # fmt: skip
+
+
+def _steps(url: str, folder: str, day: date) -> tuple[dict[str, float], float]:
+    """Seconds of each task of the DAG but the mails of their own, and the most memory, in MB."""
+    settings = _settings(url, folder)
+    steps: dict[str, Callable[[], object]] = {
+        "ingest": lambda: daily.ingest(settings),
+        "rate": lambda: daily.rate(settings, day),
+        "close": lambda: daily.close(settings, day),
+        "report": lambda: daily.report(settings, day),
+        "mail": lambda: daily.mail(settings, day),
+    }
+    took = {}
+    for name, step in steps.items():
+        started = time.perf_counter()
+        step()
+        took[name] = time.perf_counter() - started
+    return took, _peak_megabytes()
+
+
+def _charts(url: str) -> dict[str, float]:
+    """Seconds of each chart, and of reading the report and typesetting the PDF."""
+    took: dict[str, float] = {}
+
+    def timed(name: str, work: Callable[[], Done]) -> Done:
+        started = time.perf_counter()
+        done = work()
+        took[name] = time.perf_counter() - started
+        return done
+
+    with reading(open_ledger(url, ZONE_NAME)) as connection:
+        report = timed("reading the report", lambda: day_report(connection, DAY, ZONE))
+        lines = read_lines(connection, DAY)
+    draw_charts(report, "zh")  # the font is read once
+    for name, draw in drawn(report, "zh").items():
+        timed(f"chart {name}", draw)
+    timed("the bill as PDF", lambda: bill_pdf(report, lines, "zh"))
+    return took
+
+
+def _personal(url: str, folder: str, shard: int) -> tuple[int, float]:
+    """How many mails one of two shards has composed, and the most memory, in MB."""
+    new, _ = daily.personal(_settings(url, folder), DAY, shard, 2)
+    return new, _peak_megabytes()
+
+
+def _peak_megabytes() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
