@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -11,7 +12,7 @@ from typing import NamedTuple, Protocol
 from serving.errors import ApiError, ModelUnavailableError
 from serving.release.files import CANARY, PREVIOUS, STABLE, ConfigError, Release, ReleaseFiles
 from serving.release.share import falls_to_canary, percent
-from serving.tokenization import ModelVersion, VersionRefusedError, load_version
+from serving.tokenization import ModelVersion, Task, VersionRefusedError, load_version
 
 _LOOK_SECONDS = 2.0  # how long the model server may take to say what it serves
 
@@ -57,8 +58,14 @@ class Catalog:
         model: str,
         poll_seconds: float,
         config_path: Path | None = None,
+        task: Task = "classification",
     ) -> None:
-        """Look once, then every `poll_seconds`; `config_path` None: `models.config` in models_dir."""
+        """Look once, then every `poll_seconds`.
+
+        `config_path` None: `models.config` in models_dir. `task`: versions made for another are refused.
+        """
+        self.since = int(time.time())
+        self._task = task
         self._server = server
         self._models_dir = models_dir
         self._model = model
@@ -200,7 +207,7 @@ class Catalog:
     def _load(self, number: int) -> ModelVersion | None:
         if number not in self._known:
             try:
-                self._known[number] = load_version(self._models_dir, self._model, number)
+                self._known[number] = load_version(self._models_dir, self._model, number, self._task)
             except VersionRefusedError as error:
                 if self._refused.get(number) != str(error):
                     log.error("version %d of %s is refused: %s", number, self._model, error)  # noqa: TRY400 -- the message says it all

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from serving.engine_tokens import EngineTokenizer
-from serving.engines import Engine, key_of, read_engines
+from serving.engines import Engine, EnginesFileError, key_of, read_engines
 from serving.upstream import Upstream
 
 
@@ -28,12 +28,15 @@ class EngineModel:
         self.since = int(time.time())
 
 
-def load_engine_models(file: Path) -> Mapping[str, EngineModel]:
-    """Every engine of a file, by the name that clients ask for. Raises: EnginesFileError."""
+def load_engine_models(file: Path, taken: Collection[str] = ()) -> Mapping[str, EngineModel]:
+    """Every engine of a file, by the name that clients ask for. Raises: as `check_engines`."""
+    check_engines(file, taken)
     return {engine.model: EngineModel(engine) for engine in read_engines(file)}
 
 
-def check_engines(file: Path) -> None:
-    """Raises: EnginesFileError: what can be seen without reading the tokenizers."""
+def check_engines(file: Path, taken: Collection[str] = ()) -> None:
+    """Raises: EnginesFileError: what can be seen without reading the tokenizers; a name is `taken`."""
     for engine in read_engines(file):
+        if engine.model in taken:
+            raise EnginesFileError("engines_invalid", f"{engine.model} is one of embedding_models too")
         key_of(engine)

@@ -43,7 +43,6 @@ __all__ = [
 ]
 
 Metadata = tuple[tuple[str, str], ...]  # of a call: headers in lower case, such as traceparent
-_OUTPUT = "probabilities"
 _CHANNEL_OPTIONS = [
     # A restarted server is found again within a second.
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -65,6 +64,16 @@ class VersionState(NamedTuple):
 
     state: str
     error: str
+
+
+class _Output(NamedTuple):
+    """What is asked of a version: float32 [rows, columns]."""
+
+    model: str
+    version: int
+    name: str
+    rows: int
+    columns: str  # what they are called
 
 
 class ModelClient:
@@ -99,13 +108,47 @@ class ModelClient:
         ids = np.array([input_ids], dtype=np.int32)
         if ids.ndim != 2 or not ids.size:
             raise ValueError("input_ids must be a sequence of one or more token ids")
-        request = predict_pb2.PredictRequest(output_filter=[_OUTPUT])
-        request.model_spec.name = model
-        request.model_spec.version.value = version
+        output = _Output(model, version, "probabilities", 1, "labels")
+        row: NDArray[np.float32] = self._ask(output, ids, np.ones_like(ids), timeout_seconds, metadata)[0]
+        return row
+
+    def embed(
+        self,
+        model: str,
+        version: int,
+        inputs: Sequence[Sequence[int]],
+        timeout_seconds: float,
+        metadata: Metadata = (),
+    ) -> NDArray[np.float32]:
+        """The embeddings, float32 [inputs, dimension], of several texts' token ids, asked as one batch.
+
+        Shorter ones are padded with 0 and masked.
+        Raises: as `predict`.
+        """
+        longest = max(map(len, inputs), default=0)
+        if not longest or not all(inputs):
+            raise ValueError("inputs must be one or more sequences of one or more token ids")
+        ids, mask = np.zeros((2, len(inputs), longest), np.int32)
+        for row, one in enumerate(inputs):
+            ids[row, : len(one)], mask[row, : len(one)] = one, 1
+        output = _Output(model, version, "embeddings", len(inputs), "dimension")
+        return self._ask(output, ids, mask, timeout_seconds, metadata)
+
+    def _ask(
+        self,
+        output: _Output,
+        ids: NDArray[np.int32],
+        mask: NDArray[np.int32],
+        timeout_seconds: float,
+        metadata: Metadata,
+    ) -> NDArray[np.float32]:
+        request = predict_pb2.PredictRequest(output_filter=[output.name])
+        request.model_spec.name = output.model
+        request.model_spec.version.value = output.version
         request.inputs["input_ids"].CopyFrom(tensor_of(ids))
-        request.inputs["attention_mask"].CopyFrom(tensor_of(np.ones_like(ids)))
-        asked = f"model {model} version {version}"
-        return _probabilities(_call(self._predict, request, timeout_seconds, asked, metadata), model, version)
+        request.inputs["attention_mask"].CopyFrom(tensor_of(mask))
+        asked = f"model {output.model} version {output.version}"
+        return _values(_call(self._predict, request, timeout_seconds, asked, metadata), output)
 
     def version_states(self, model: str, timeout_seconds: float) -> dict[int, str]:
         """Every version that the server knows of, with its state: START, LOADING, AVAILABLE, UNLOADING, END.
@@ -158,25 +201,25 @@ def _translated(error: grpc.RpcError, timeout_seconds: float, asked: str) -> Api
     return ModelRejectedError(f"the model server refused {asked}: {code.name}: {details}")
 
 
-def _probabilities(answer: Message, model: str, version: int) -> NDArray[np.float32]:
+def _values(answer: Message, output: _Output) -> NDArray[np.float32]:
+    model, version, name, rows, columns = output
     answered = answer.model_spec
     if (answered.name, answered.version.value) != (model, version):
         raise ModelRejectedError(
             f"asked for model {model} version {version}, "
             f"got an answer of {answered.name!r} version {answered.version.value}"
         )
-    if _OUTPUT not in answer.outputs:
-        raise ModelRejectedError(f"model {model} version {version} answered without {_OUTPUT}")
+    if name not in answer.outputs:
+        raise ModelRejectedError(f"model {model} version {version} answered without {name}")
     try:
-        values = array_of(answer.outputs[_OUTPUT])
+        values = array_of(answer.outputs[name])
     except TensorError as error:
-        raise ModelRejectedError(f"model {model} version {version}, {_OUTPUT}: {error}") from error
-    if values.dtype != np.float32 or values.ndim != 2 or values.shape[0] != 1 or not values.size:
+        raise ModelRejectedError(f"model {model} version {version}, {name}: {error}") from error
+    if values.dtype != np.float32 or values.ndim != 2 or values.shape[0] != rows or not values.size:
         raise ModelRejectedError(
-            f"model {model} version {version} answered {_OUTPUT} as {values.dtype} {list(values.shape)}, "
-            "not float32 [1, labels]"
+            f"model {model} version {version} answered {name} as {values.dtype} {list(values.shape)}, "
+            f"not float32 [{rows}, {columns}]"
         )
     if not np.isfinite(values).all():
-        raise ModelRejectedError(f"model {model} version {version} answered {_OUTPUT} that are not numbers")
-    row: NDArray[np.float32] = values[0]
-    return row
+        raise ModelRejectedError(f"model {model} version {version} answered {name} that are not numbers")
+    return values

@@ -103,7 +103,19 @@ _CHAT = _object(
     **_GENERATION,
 )  # fmt: skip
 _COMPLETION = _object(("model", "prompt"), prompt=_texts(0), best_of=_CHOICES, **_GENERATION)
-_EMBEDDING = _object(("model", "input"), model=_MODEL_NAME, input=_texts(1))
+_EMBEDDING = _object(
+    ("model", "input"), model=_MODEL_NAME, input=_texts(1),
+    encoding_format={"enum": ["float", "base64", None]},
+    dimensions={"type": ["integer", "null"], "minimum": 1},
+)  # fmt: skip
+_VECTOR = _object(
+    index=_COUNT, object={"const": "embedding"},
+    embedding={"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]},
+)  # fmt: skip
+_EMBEDDINGS = _object(
+    ("data", "model", "usage"), model=_MODEL_NAME, data={"type": "array", "items": _VECTOR},
+    usage=_object(("prompt_tokens", "total_tokens"), prompt_tokens=_COUNT, total_tokens=_COUNT),
+)  # fmt: skip
 _MODEL_ENTRY = _object(
     ("id", "object", "created", "owned_by"),
     id=_MODEL_NAME, object={"const": "model"}, created=_COUNT, owned_by={"type": "string"},
@@ -151,7 +163,7 @@ def document() -> dict[str, Any]:
                 "post": _asks("OpenAI's completions.", _ANY, _OF_A_MODEL + _ENGINE, _COMPLETION, streams=True)
             },
             "/v1/embeddings": {
-                "post": _asks("OpenAI's embeddings.", _ANY, _OF_A_MODEL + _ENGINE, _EMBEDDING)
+                "post": _asks("OpenAI's embeddings.", _EMBEDDINGS, _OF_A_MODEL + _ENGINE, _EMBEDDING)
             },
             "/v1/models": {"get": _asks("The models behind /v1.", _MODELS, _CALLER)},
             "/v1/models/{name}": {

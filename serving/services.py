@@ -26,6 +26,7 @@ from serving.quota_start import make_quotas
 from serving.quotas import Quotas
 from serving.settings import ServingSettings
 from serving.spans import Spans
+from serving.tokenization import Task
 
 
 class Model(ModelServer, Protocol):
@@ -40,6 +41,17 @@ class Model(ModelServer, Protocol):
         metadata: Metadata = (),
     ) -> NDArray[np.float32]:
         """Probabilities, float32 [labels]."""
+        ...
+
+    def embed(
+        self,
+        model: str,
+        version: int,
+        inputs: Sequence[Sequence[int]],
+        timeout_seconds: float,
+        metadata: Metadata = (),
+    ) -> NDArray[np.float32]:
+        """Embeddings, float32 [inputs, dimension]."""
         ...
 
     def close(self) -> None:
@@ -59,6 +71,7 @@ class Services:
     gatekeeper: Gatekeeper
     model: Model
     catalog: Catalog
+    embedders: Mapping[str, Catalog]
     journal: Sink
     meter: Meter
     quotas: Quotas
@@ -75,7 +88,8 @@ class Services:
 
     def close(self) -> None:
         """Commit what waits, stop the threads, close the connections."""
-        self.catalog.close()
+        for catalog in (self.catalog, *self.embedders.values()):
+            catalog.close()
         for engine in self.engines.values():
             engine.upstream.close()
         self.quotas.close()
@@ -111,19 +125,25 @@ def make_services(
         credit=credit,
         gatekeeper=Gatekeeper(settings, access.key, credit.check),
         model=model,
-        catalog=Catalog(
-            model,
-            settings.models_dir,
-            settings.model,
-            settings.version_poll_seconds,
-            settings.model_config_path,
-        ),
+        catalog=_catalog(settings, model, settings.model, "classification"),
+        embedders={name: _catalog(settings, model, name, "embedding") for name in settings.embedding_models},
         journal=journal,
         meter=Meter(settings, journal, metrics),
         quotas=quotas,
         idempotency=Idempotency(access, journal, settings.deadline_seconds),
-        engines=load_engine_models(settings.engines_file),
+        engines=load_engine_models(settings.engines_file, settings.embedding_models),
         threads=Threads(settings.threads),
         queue=Queue(settings, metrics),
         spans=None if settings.otlp_endpoint is None else Spans(settings.otlp_endpoint),
+    )
+
+
+def _catalog(settings: ServingSettings, server: ModelServer, model: str, task: Task) -> Catalog:
+    return Catalog(
+        server,
+        settings.models_dir,
+        model,
+        settings.version_poll_seconds,
+        settings.model_config_path,
+        task,
     )

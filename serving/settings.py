@@ -32,7 +32,7 @@ class ServingSettings(CommonSettings):
     queue_places: dict[str, PositiveInt] = Field(
         default_factory=dict,
         description="Requests that a model answers at once, by its name; more wait in turn. If not given: "
-        "three quarters of `threads`, and as many as `engine_requests` for a model of an engine.",
+        "three quarters of `threads`, and as many as `engine_requests` for any other model.",
     )
     queue_user_weights: dict[str, Weight] = Field(
         default_factory=dict, description="How many turns a user gets for one of the others; 1 if not given."
@@ -41,12 +41,20 @@ class ServingSettings(CommonSettings):
         default_factory=dict, description="The same for each user of a project, unless the user has a weight."
     )
     model: str = Field("review-sentiment", description="Name of the model behind POST /analyze.")
+    embedding_models: tuple[str, ...] = Field(
+        (),
+        description="Names of embedding models (`tallybook export-embedding`) that the model server serves; "
+        "they answer POST /v1/embeddings.",
+    )
     model_server_address: str = Field("127.0.0.1:8500", description="HOST:PORT of TensorFlow Serving's gRPC.")
     engines_file: Path = Field(
         Path("models.toml"), description="The OpenAI-compatible engines behind /v1; none if it is not there."
     )
     engine_requests: int = Field(
-        1024, ge=1, le=8192, description="Requests to engines that a worker handles at once; more get 503."
+        1024,
+        ge=1,
+        le=8192,
+        description="Requests to engines and embedding models that a worker handles at once; more get 503.",
     )
     served_models_dir: Path | None = Field(
         None,
@@ -144,6 +152,13 @@ class ServingSettings(CommonSettings):
             raise ValueError(f"{name!r} is not 1-128 of letters, digits and ._@:-")
         return name
 
+    @field_validator("embedding_models")
+    @classmethod
+    def _are_different_names(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(models)) != len(models):
+            raise ValueError("names a model twice")
+        return tuple(map(cls._is_a_name, models))
+
     @field_validator("project_departments")
     @classmethod
     def _are_names(cls, departments: dict[str, str]) -> dict[str, str]:
@@ -151,6 +166,12 @@ class ServingSettings(CommonSettings):
             for name in names:
                 cls._is_a_name(name)
         return departments
+
+    @model_validator(mode="after")
+    def _has_one_use_of_a_model(self) -> Self:
+        if self.model in self.embedding_models:
+            raise ValueError(f"embedding_models names {self.model}, the model behind /analyze")
+        return self
 
     @model_validator(mode="after")
     def _has_brokers(self) -> Self:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from tokenizers import Tokenizer
+from typing_extensions import Self
 
 from serving.errors import EmptyTextError, ModelRejectedError, TextTooLongError
 from serving.pieces import Pieces
 from tallybook.usage import NAME
 
+Task = Literal["classification", "embedding"]
 _FEW_LABELS = 32  # whose outputs are all counted when a version is loaded: some 50 ms for two
 
 
@@ -33,9 +35,19 @@ class _Card(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
     name: str
     version: int = Field(ge=1)
-    labels: list[_Label] = Field(min_length=1)
+    task: Task = "classification"
+    labels: list[_Label]
+    dimension: int | None = Field(None, ge=1)
     max_length_tokens: int = Field(ge=1)
     tokenizer_fingerprint: str
+
+    @model_validator(mode="after")
+    def _says_what_is_answered(self) -> Self:
+        if self.task == "classification" and not self.labels:
+            raise ValueError("labels: a model that classifies needs one")
+        if self.task == "embedding" and (self.labels or self.dimension is None):
+            raise ValueError("a model that embeds has a dimension, and no labels")
+        return self
 
 
 class Answer(NamedTuple):
@@ -56,6 +68,9 @@ class ModelVersion:
         self.version_name = str(card.version)
         self.tokenizer_fingerprint = card.tokenizer_fingerprint
         self.max_length_tokens = card.max_length_tokens
+        self.task = card.task
+        self.dimension = card.dimension  # of its embeddings
+        self.vocabulary_size = 1 + max(tokenizer.get_vocab().values(), default=-1)
         self._labels = [(label.name, label.explanation) for label in card.labels]
         self._tokenizer = tokenizer
         self._pieces = Pieces(tokenizer)
@@ -63,6 +78,10 @@ class ModelVersion:
         # Some thousand outputs at most: a label and a percentage with one decimal.
         self._output_tokens: dict[str, int] = {}
         self.most_output_tokens = self._count_all()  # that any answer of this version may have
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of any text, special tokens included: more than the model takes, or none, if so it is."""
+        return self._pieces.ids(text)
 
     def prompt_ids(self, text: str) -> list[int]:
         """The ids that the model gets for this text, special tokens included; never cut.
@@ -93,6 +112,8 @@ class ModelVersion:
         return Answer(label, dict(zip(names, probabilities, strict=True)), output, self._count(output))
 
     def _count_all(self) -> int:
+        if not self._labels:
+            return 0
         if len(self._labels) > _FEW_LABELS:  # no tokenizer that loads here makes more tokens than bytes
             return max(len(_output(*label, 1.0).encode()) for label in self._labels)
         outputs = [
@@ -114,11 +135,12 @@ def _output(label: str, explanation: str, probability: float) -> str:
     return f"{label}：{explanation}，把握 {probability:.1%}。"
 
 
-def load_version(models_dir: Path, model: str, version: int) -> ModelVersion:
+def load_version(models_dir: Path, model: str, version: int, task: Task | None = None) -> ModelVersion:
     """Read what an exported version says of itself, and check that it is the version asked for.
 
     Raises: VersionRefusedError: a file is missing or can't be read, the card is of another model or version,
-        the tokenizer is not the one that the card names, or it pads or truncates.
+        or of another task than `task`, the tokenizer is not the one that the card names, or it pads or
+        truncates.
     """
     folder = models_dir / model / str(version) / "assets.extra"
     try:
@@ -132,6 +154,8 @@ def load_version(models_dir: Path, model: str, version: int) -> ModelVersion:
         raise VersionRefusedError(f"model_card.json: {place}: {first['msg']}") from None
     if (card.name, card.version) != (model, version):
         raise VersionRefusedError(f"model_card.json is that of version {card.version} of {card.name}")
+    if task not in (None, card.task):
+        raise VersionRefusedError(f"it is made for {card.task}, not for {task}")
     if not NAME.fullmatch(card.name):
         raise VersionRefusedError("the model's name is not 1-128 of letters, digits and ._@:-")
     if len({label.name for label in card.labels}) != len(card.labels):

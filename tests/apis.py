@@ -31,7 +31,7 @@ from tallybook.processes import free_port
 from tallybook.segments import read_segment
 from tallybook.usage import UsageEvent
 from tests.modelservers import wait_until
-from tests.savedmodels import tiny_probabilities, write_assets
+from tests.savedmodels import tiny_embedding, tiny_probabilities, write_assets
 
 MODEL = "review-sentiment"
 USER = {"X-User-ID": "user-a"}
@@ -45,6 +45,7 @@ class StandIn:
         self.states = dict.fromkeys(versions or (1,), "AVAILABLE")
         self.failure: Exception | None = None
         self.asked: list[tuple[int, list[int]]] = []
+        self.batches: list[int] = []  # rows of each that was embedded
         self.may_answer = threading.Event()
         self.may_answer.set()
         self.was_asked = threading.Semaphore(0)
@@ -66,6 +67,20 @@ class StandIn:
         if self.states.get(version) != "AVAILABLE":
             raise ModelVersionNotFoundError(f"model {model} version {version} is not served")
         return tiny_probabilities(input_ids, version)
+
+    def embed(
+        self,
+        model: str,
+        version: int,
+        inputs: Sequence[Sequence[int]],
+        timeout_seconds: float,
+        metadata: Metadata = (),
+    ) -> NDArray[np.float32]:
+        """What the tiny embedder says."""
+        for input_ids in inputs:
+            self.predict(model, version, input_ids, timeout_seconds)
+        self.batches.append(len(inputs))
+        return np.stack([tiny_embedding(input_ids) for input_ids in inputs])
 
     def version_states(self, model: str, timeout_seconds: float) -> dict[int, str]:
         """The states that the test has set."""

@@ -17,6 +17,7 @@ _CHARACTERS = "".join(map(chr, range(33, 127))) + "这是一条负正面评价�
 _INSIDE_WORDS = (f"##{character}" for character in string.ascii_lowercase + string.digits)
 VOCABULARY = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", *dict.fromkeys(_CHARACTERS), *_INSIDE_WORDS)
 MAX_LENGTH_TOKENS = 64
+EMBEDS: dict[str, Any] = {"task": "embedding", "labels": [], "dimension": len(LABELS)}  # on a card
 
 
 def tiny_probabilities(input_ids: Sequence[int], version: int = 1) -> NDArray[np.float32]:
@@ -28,21 +29,52 @@ def tiny_probabilities(input_ids: Sequence[int], version: int = 1) -> NDArray[np
 
 
 def export_tiny_model(
-    models_dir: Path, name: str = "review-sentiment", version: int = 1, model: Any = None
+    models_dir: Path, name: str = "review-sentiment", version: int = 1, model: Any = None, **card: Any
 ) -> Path:
     """Write models_dir/name/version, beside and renamed, and return it. Versions differ in their answers.
 
-    Ids outside the vocabulary make the model fail. `model`: another tf.Module with a method `serve`.
+    Ids outside the vocabulary make the model fail. `model`: another tf.Module with a method `serve`. `card`:
+    what its card says differently.
     """
     import tensorflow as tf  # type: ignore[import-untyped]  # ships no types
 
     model = model or _tiny_module(version)
     beside = models_dir / f".{name}-{version}"
     tf.saved_model.save(model, str(beside), signatures={"serving_default": model.serve})
-    write_assets(beside / "assets.extra", name, version)
+    write_assets(beside / "assets.extra", name, version, **card)
     folder = models_dir / name / str(version)
     folder.parent.mkdir(parents=True, exist_ok=True)
     return beside.rename(folder)
+
+
+def tiny_embedding(input_ids: Sequence[int]) -> NDArray[np.float32]:
+    """What the tiny embedder answers for one text, computed without TensorFlow: float32 [dimension]."""
+    mean = _table()[list(input_ids)].mean(axis=0)
+    embedding: NDArray[np.float32] = mean / np.linalg.norm(mean)
+    return embedding
+
+
+def export_tiny_embedder(models_dir: Path, name: str) -> Path:
+    """The same for a model that embeds, as `tallybook export-embedding` writes it."""
+    import tensorflow as tf
+
+    ids = tf.TensorSpec([None, None], tf.int32)
+
+    class TinyEmbedder(tf.Module):  # type: ignore[misc]  # tf is untyped
+        """The masked mean of one learnt row for each token, as a unit vector."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = tf.Variable(_table())
+
+        @tf.function(input_signature=[ids, ids])  # type: ignore[untyped-decorator]  # tf is untyped
+        def serve(self, input_ids: Any, attention_mask: Any) -> Any:
+            """int32 [batch, length] twice → float32 [batch, dimension]."""
+            mask = tf.cast(attention_mask, tf.float32)[..., None]
+            mean = tf.reduce_sum(tf.gather(self.table, input_ids) * mask, 1) / tf.reduce_sum(mask, 1)
+            return {"embeddings": tf.math.l2_normalize(mean, 1)}
+
+    return export_tiny_model(models_dir, name, model=TinyEmbedder(), **EMBEDS)
 
 
 def export_half_plus_two(models_dir: Path, name: str = "half_plus_two", version: int = 123) -> Path:
@@ -133,8 +165,8 @@ def _tiny_module(version: int) -> Any:
     return TinyClassifier()
 
 
-def write_assets(folder: Path, name: str, version: int) -> None:
-    """Write what the API reads of an export: the tokenizer and the model card. Needs no TensorFlow."""
+def write_assets(folder: Path, name: str, version: int, **changes: Any) -> None:
+    """Write what the API reads of an export: tokenizer, and card with these changes. Needs no TensorFlow."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordPiece
     from tokenizers.normalizers import BertNormalizer
@@ -164,5 +196,6 @@ def write_assets(folder: Path, name: str, version: int) -> None:
         "metrics": {},
         "baseline": {},
         "training": {},
+        **changes,
     }
     (folder / "model_card.json").write_text(json.dumps(card, ensure_ascii=False))

@@ -1,22 +1,29 @@
-"""/v1: what OpenAI's clients ask, answered by the engines of `models.toml`."""
+"""/v1: what OpenAI's clients ask, answered by the engines of `models.toml`, and by embedding models."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import orjson
 from flask import Blueprint, Response, request
 
-from serving import trace
+from serving import embedding, trace
 from serving.access_errors import IdempotencyKeyError
 from serving.engine_call import EngineCall
 from serving.engine_models import EngineModel
 from serving.engine_tokens import Prompt
 from serving.engine_usage import EngineUsage, as_openai_says, read_usage
 from serving.engines import Kind
-from serving.errors import JournalError, ModelRejectedError, UnknownModelError, UnsupportedByModelError
+from serving.errors import (
+    JournalError,
+    ModelRejectedError,
+    ModelUnavailableError,
+    UnknownModelError,
+    UnsupportedByModelError,
+)
 from serving.identity import Caller
 from serving.routes.analyze import read_body
 from serving.routes.v1_requests import (
@@ -50,14 +57,16 @@ def blueprint(services: Services) -> Blueprint:
     @routes.get("/models")
     def models() -> Response:
         caller = services.gatekeeper.identify(request.environ)
-        usable = (name for name in services.engines if services.gatekeeper.may_use(caller, name))
-        entries = [_entry(services.engines[name]) for name in usable]
+        names = (*services.engines, *services.embedders)
+        usable = (name for name in names if services.gatekeeper.may_use(caller, name))
+        entries = [_entry(services, name) for name in usable]
         return Response(orjson.dumps({"object": "list", "data": entries}), content_type=_JSON)
 
     @routes.get("/models/<name>")
     def model(name: str) -> Response:
         caller = services.gatekeeper.identify(request.environ)
-        return Response(orjson.dumps(_entry(_known(services, caller, name))), content_type=_JSON)
+        _check_known(services, caller, name)
+        return Response(orjson.dumps(_entry(services, name)), content_type=_JSON)
 
     for path, answer in POSTS.items():
         view = partial(_view, answer, services)
@@ -94,6 +103,10 @@ def completions(services: Services, environ: Mapping[str, Any]) -> bytes | Relay
 def embeddings(services: Services, environ: Mapping[str, Any]) -> bytes:
     """POST /v1/embeddings. Raises: ApiError."""
     current, document = _begin(services, environ)
+    name = model_of(document)
+    if name in services.embedders:
+        services.gatekeeper.check_model(current.known_caller, name)
+        return embedding.answer(services, current, services.embedders[name], document)
     target = _target(services, current, document, "embeddings")
     prompt = target.tokenizer.texts(inputs_of(document, "input"))
     check_embedding_lengths(target.engine, prompt)
@@ -122,19 +135,18 @@ def _begin(services: Services, environ: Mapping[str, Any]) -> tuple[Trace, dict[
     return current, document
 
 
-def _known(services: Services, caller: Caller, name: str) -> EngineModel:
+def _check_known(services: Services, caller: Caller, name: str) -> None:
     services.gatekeeper.check_model(caller, name)
-    target = services.engines.get(name)
-    if target is None:
+    if name not in services.engines and name not in services.embedders:
         raise UnknownModelError(f"There is no model {name[:128]!r}; GET /v1/models lists them.")
-    return target
 
 
 def _target(services: Services, current: Trace, document: Mapping[str, Any], kind: Kind) -> EngineModel:
     name = model_of(document)
-    target = _known(services, current.known_caller, name)
-    if kind not in target.engine.kinds:
-        kinds = ", ".join(target.engine.kinds)
+    _check_known(services, current.known_caller, name)
+    target = services.engines.get(name)
+    if target is None or kind not in target.engine.kinds:
+        kinds = "embeddings" if target is None else ", ".join(target.engine.kinds)
         raise UnsupportedByModelError(f"The model {name} is for {kinds}, not for {kind}.")
     return target
 
@@ -206,11 +218,12 @@ def _said(usage: EngineUsage, *, embeddings: bool) -> dict[str, Any]:
     return as_openai_says(usage)
 
 
-def _entry(target: EngineModel) -> dict[str, Any]:
-    return {
-        "id": target.model,
-        "object": "model",
-        "created": target.since,
-        "owned_by": "tallybook",
-        "max_model_len": target.engine.max_context_tokens,
-    }
+def _entry(services: Services, name: str) -> dict[str, Any]:
+    target = services.engines.get(name)
+    if target is not None:
+        since, longest = target.since, {"max_model_len": target.engine.max_context_tokens}
+    else:
+        since, longest = services.embedders[name].since, {}
+        with suppress(ModelUnavailableError):  # until a version is there, nobody knows
+            longest["max_model_len"] = services.embedders[name].current().max_length_tokens
+    return {"id": name, "object": "model", "created": since, "owned_by": "tallybook", **longest}
