@@ -57,7 +57,8 @@ class _Lane:
         self._turns: list[tuple[float, int, _Waiter]] = []  # a heap; some have given up
         self._waiting: dict[str, list[_Waiter]] = {}
         self._finishes: dict[str, float] = {}  # of each user's latest request, in virtual time
-        self._now = 0.0  # virtual time: where the latest request that got its turn began
+        self._served = 0.0  # virtual time: where the latest request that got its turn began
+        self._now = 0.0  # where those begin who come anew: ahead of it, see `next`
         self.length = 0
 
     def join(self, user: str) -> tuple[_Waiter | None, _Waiter | None]:
@@ -74,7 +75,8 @@ class _Lane:
             self.leave(out)
         self._forget_finished()
         waiter = _Waiter(user)
-        start = max(self._now, self._finishes.get(user, 0.0))
+        finish = self._finishes.get(user, -1.0)
+        start = finish if finish >= self._served else self._now  # who goes on loses nothing to who comes anew
         self._finishes[user] = start + 1.0 / self._weight(user)
         heappush(self._turns, (start, next(self._order), waiter))
         self._waiting.setdefault(user, []).append(waiter)
@@ -93,20 +95,21 @@ class _Lane:
             if waiter.outcome is None:
                 # Half as fast as those who wait are served: it passes nobody who waits for long, and ever new
                 # users, who all begin at this moment, can't stop it.
+                self._served = start
                 self._now = max(start, self._now + 0.5 / sum(map(self._weight, self._waiting)))
                 waiter.outcome = True
                 self._forget(waiter)
                 return waiter
         # Nobody waits: whoever comes next starts afresh.
         self._finishes.clear()
-        self._now = 0.0
+        self._served = self._now = 0.0
         self.free += 1
         return None
 
     def _forget_finished(self) -> None:
         """Who has had all his turns is no different from one who never came."""
         if len(self._finishes) > 2 * self._limits.room + 100:
-            self._finishes = {user: at for user, at in self._finishes.items() if at > self._now}
+            self._finishes = {user: at for user, at in self._finishes.items() if at >= self._served}
 
     def _forget(self, waiter: _Waiter) -> None:
         self.length -= 1
