@@ -129,9 +129,12 @@ def _listeners(port: int) -> list[socket.socket]:
     """Duplicates of the sockets on which this process listens at the port; Granian does not show them."""
     found = []
     for descriptor in Path("/dev/fd").iterdir():
+        # `fromfd` never closes its duplicate of what is no socket: a journal's would keep its lock.
+        if not descriptor.is_socket():
+            continue
         try:
             candidate = socket.fromfd(int(descriptor.name), socket.AF_INET, socket.SOCK_STREAM)
-        except OSError:  # the folder's own descriptor is closed by now
+        except OSError:  # closed by now
             continue
         if _listens_at(candidate, port):
             found.append(candidate)

@@ -271,6 +271,15 @@ def test_a_taken_address_is_refused(tmp_path: Path) -> None:
     assert "Address already in use" in ran.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for files in /proc")
+def test_a_worker_holds_its_segment_once(tmp_path: Path, models_dir: Path) -> None:
+    """Else its lock would outlive it, and an event behind the last marker would wait for the worker's end."""
+    with running(tmp_path, models_dir) as api:
+        [worker] = api.workers()
+        files = [file.readlink() for file in Path(f"/proc/{worker}/fd").iterdir()]
+    assert len([file for file in files if file.suffix == ".jsonl"]) == 1
+
+
 def test_a_full_disk_means_no_answer_and_no_bill(tmp_path: Path, models_dir: Path) -> None:
     """A real limit on the size of files: the write stops half-way through a line."""
     with running(tmp_path, models_dir) as api:
