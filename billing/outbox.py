@@ -6,9 +6,7 @@ when the server has said no to someone for days.
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from email import message_from_bytes
@@ -21,6 +19,7 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from billing.alone import alone
 from billing.errors import MailError
 from billing.files import write_whole
 from billing.ledger import insert, reading, writing
@@ -79,7 +78,7 @@ def deliver(engine: Engine, settings: BillingSettings, now: datetime | None = No
     """
     server = SmtpServer.of(settings.smtp_url.get_secret_value()) if settings.smtp_url else None
     now = now or datetime.now(timezone.utc)
-    with _alone(engine):
+    with alone(engine, _LOCK_KEY, "outbox"):
         _forget_old(engine, now)
         with reading(engine) as connection:
             pending = connection.execute(
@@ -180,18 +179,3 @@ def file_name(mail_id: str) -> str:
     if len(safe) > 200:
         safe = f"{safe[:160]}-{sha256(mail_id.encode()).hexdigest()[:32]}"
     return f"{safe}.eml"
-
-
-@contextmanager
-def _alone(engine: Engine) -> Iterator[None]:
-    """Wait until nobody else delivers from this ledger. A crash lets go at once, unlike a lease."""
-    if engine.dialect.name == "postgresql":
-        with engine.begin() as connection:
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
-            yield
-    elif engine.url.database:
-        with Path(f"{engine.url.database}-outbox.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-    else:
-        yield  # in memory: there is nobody else
