@@ -47,7 +47,8 @@ class _Connection(asyncio.Protocol):
         head, found, body = self._data.partition(b"\r\n\r\n")
         if not found:
             return
-        length = int(head.lower().split(b"content-length:", 1)[1].split(b"\r", 1)[0])
+        _, _, length_and_more = head.lower().partition(b"content-length:")
+        length = int(length_and_more.split(b"\r", 1)[0] or 0)
         if len(body) < length:
             return
         self._data = body[length:]
