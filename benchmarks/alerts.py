@@ -13,9 +13,9 @@ import numpy as np
 import sqlalchemy as sa
 
 from benchmarks.model_server import Row, row
-from billing.alert_rules import WINDOW, Scene, surges
-from billing.alert_tables import usage_days
-from billing.backtest import raised
+from billing.alerts.backtest import raised
+from billing.alerts.rules import WINDOW, Scene, surges
+from billing.alerts.tables import usage_days
 from billing.bulk import insert_rows
 from billing.ledger import open_ledger, reading, writing
 from billing.settings import BillingSettings

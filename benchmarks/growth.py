@@ -22,8 +22,8 @@ from billing.audit import trace
 from billing.bills import close_day
 from billing.ingest import store_journal
 from billing.ledger import open_ledger, reading, writing
-from billing.price_book import sync_prices
-from billing.tariff import Tariff
+from billing.prices.book import sync_prices
+from billing.prices.tariff import Tariff
 from tallybook.calendar import ONE_DAY, day_interval
 
 _A_DAY, _USERS, _FRESH = 1_000_000, 10_000, 100_000

@@ -16,11 +16,11 @@ from benchmarks.closing import fill
 from benchmarks.ledger import ZONE, ZONE_NAME, postgres
 from benchmarks.model_server import Row, row
 from billing import daily
-from billing.bill_csv import read_lines
-from billing.bill_pdf import bill_pdf
-from billing.charts import draw_charts, drawn
 from billing.ledger import open_ledger, reading
-from billing.report import day_report
+from billing.mail.bill_csv import read_lines
+from billing.mail.bill_pdf import bill_pdf
+from billing.reports.charts import draw_charts, drawn
+from billing.reports.day import day_report
 from billing.settings import BillingSettings
 
 EVENTS = int(os.environ.get("TALLYBOOK_BENCH_EVENTS", "1000000"))

@@ -13,10 +13,11 @@ from sqlalchemy.engine import Connection
 from billing import acts, chain
 from billing.aggregates import prove_each_hour
 from billing.closure import prove
+from billing.costs.training_runs import prove_runs
 from billing.errors import AuditError
 from billing.merkle import inclusion_path, root_from_path
 from billing.month_proof import prove_months
-from billing.price_book import prove_kept
+from billing.prices.book import prove_kept
 from billing.retention import verify_dropped
 from billing.seals import batch_leaf, batches_of, event_leaves, seal, verify_events, verify_ids
 from billing.tables import (
@@ -28,7 +29,6 @@ from billing.tables import (
     event_ids,
     usage_events,
 )
-from billing.training_runs import prove_runs
 from billing.wallets import prove_wallets
 
 

@@ -23,9 +23,9 @@ from billing.lines import COLUMNS, Rater, make_lines
 from billing.minimums import minimum_lines
 from billing.month_totals import add_closed_lines, tokens_before
 from billing.owing import CLOSED, owing_days, usage_to_bill
+from billing.prices.tariff import Tariff
 from billing.seals import line_leaf, seal
 from billing.tables import bill_days, bill_lines, event_batches
-from billing.tariff import Tariff
 from billing.wallets import charge_wallets
 from tallybook.calendar import day_interval
 

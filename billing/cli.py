@@ -8,13 +8,14 @@ from datetime import datetime
 
 import click
 
-from billing import counters, daily
+from billing import daily
 from billing.bills import Closing
 from billing.command import DAY, ledger_transaction, told_errors
 from billing.ledger import open_ledger
 from billing.money import format_amount
-from billing.reconciliation import reconcile_day
-from billing.reconciliation_text import render
+from billing.reconciliation import counters
+from billing.reconciliation.metered import reconcile_day
+from billing.reconciliation.text import render
 from billing.settings import BillingSettings
 
 _USER = click.option("--user", help="Only this user's part.")

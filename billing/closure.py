@@ -16,11 +16,11 @@ from billing.errors import ClosureError
 from billing.lines import Rater
 from billing.minimums import billed_minimums, owed_minimums
 from billing.owing import waiting_batches
-from billing.price_book import kept_tariff
+from billing.prices.book import kept_tariff
+from billing.prices.tariff import Tariff
 from billing.proof_lines import differ, prove_corrections, prove_own_lines
 from billing.rating import DIRECTIONS, UNRATED, quantities
 from billing.tables import COUNTS, bill_lines, event_batches, usage_events, usage_hours
-from billing.tariff import Tariff
 
 
 @dataclass(frozen=True)

@@ -17,28 +17,28 @@ from sqlalchemy.engine import Connection, Engine
 from billing import audit, bills
 from billing.audit import Verified
 from billing.backlog import behind
-from billing.bill_csv import read_lines, write_bill
-from billing.bill_pdf import bill_pdf
-from billing.charts import draw_charts
 from billing.closure import prove
-from billing.costs_file import CostList, read_costs
+from billing.costs.file import CostList, read_costs
 from billing.errors import DayError, MailError, SourceError
 from billing.files import write_whole
 from billing.ingest import ingest as ingest_journal
 from billing.kafka import Topic, drain, follow
 from billing.ledger import closed_days, lock_ledger, open_ledger, reading, writing
-from billing.mail import compose
-from billing.outbox import deliver, enqueue, is_enqueued
-from billing.personal import enqueue_mails
-from billing.price_book import kept_tariff, sync_prices
-from billing.price_file import read_tariff
-from billing.report import day_report
+from billing.mail.bill_csv import read_lines, write_bill
+from billing.mail.bill_pdf import bill_pdf
+from billing.mail.day import compose
+from billing.mail.outbox import deliver, enqueue, is_enqueued
+from billing.mail.personal import enqueue_mails
+from billing.mail.subscriptions import of_shard, read_subscriptions
+from billing.prices.book import kept_tariff, sync_prices
+from billing.prices.file import read_tariff
+from billing.prices.tariff import Tariff
+from billing.reports.charts import draw_charts
+from billing.reports.day import day_report
 from billing.selection import Selection
 from billing.settings import BillingSettings
 from billing.store import IngestResult
-from billing.subscriptions import of_shard, read_subscriptions
 from billing.tables import bill_days
-from billing.tariff import Tariff
 from tallybook.calendar import ONE_DAY, day_interval, today
 
 _A_SHARD = 1000  # subscribers a task

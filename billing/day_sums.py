@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sqlalchemy.engine import Connection
 
 from billing.aggregates import events_are_dropped, roll_up, whole
-from billing.alert_tables import network_days, summed_days, usage_days
+from billing.alerts.tables import network_days, summed_days, usage_days
 from billing.bulk import insert_rows
 from billing.ledger import insert
 from billing.tables import event_batches, usage_events, usage_hours

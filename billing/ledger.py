@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
 from billing.errors import LedgerError
-from billing.simulated import TOLD, is_simulated
+from billing.simulation.mark import TOLD, is_simulated
 from billing.tables import bill_days, ledger_facts
 from tallybook.database import connect
 from tallybook.database import reading as reading

@@ -8,6 +8,7 @@ from typing import Any
 
 from billing.month_totals import TokensByAccount
 from billing.owing import Usage
+from billing.prices.tariff import Tariff
 from billing.rating import (
     DIRECTIONS,
     MINIMUM,
@@ -18,7 +19,6 @@ from billing.rating import (
     quantities,
 )
 from billing.tables import bill_lines
-from billing.tariff import Tariff
 
 COLUMNS = tuple(column.name for column in bill_lines.columns)
 

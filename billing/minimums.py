@@ -16,9 +16,9 @@ from billing.aggregates import KEY, events_are_dropped, whole
 from billing.lines import Rater, minimum_line
 from billing.money import charge
 from billing.owing import CLOSED, waiting_batches
+from billing.prices.tariff import Tariff
 from billing.rating import MINIMUM, Subject, Terms, top_up
 from billing.tables import COUNTS, bill_lines, usage_events
-from billing.tariff import Tariff
 
 
 class Minimum(NamedTuple):

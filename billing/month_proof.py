@@ -14,8 +14,8 @@ from billing.errors import ClosureError
 from billing.money import charge
 from billing.month_totals import PAYER, in_month
 from billing.owing import CLOSED
-from billing.price_book import kept_prices
-from billing.prices import Price
+from billing.prices.book import kept_prices
+from billing.prices.price_list import Price
 from billing.rating import MINIMUM, UNRATED, Terms
 from billing.tables import TERMS, bill_lines, bill_totals
 from tallybook.calendar import month_start

@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 
 from billing.aggregates import KEY, whole
 from billing.bulk import stream
-from billing.prices import PriceList
+from billing.prices.price_list import PriceList
 from billing.rating import UNRATED
 from billing.tables import (
     COUNTS,

@@ -12,7 +12,7 @@ from math import lcm
 from typing import NamedTuple
 
 from billing.money import ExactPrice, charge, exact_price
-from billing.prices import Price, plain
+from billing.prices.price_list import Price, plain
 
 UNRATED = ""  # the price_id of tokens whose model has no price: metered, shown, not free
 NO_DISCOUNT = "0"

@@ -15,14 +15,14 @@ from billing.aggregates import roll_up
 from billing.budgets import read_budgets
 from billing.budgets_report import month_budgets, record_budgets, tell_budgets
 from billing.command import ledger_transaction
-from billing.costs_file import read_costs
-from billing.costs_report import costs_report, days_of
-from billing.costs_text import tell_costs
+from billing.costs.file import read_costs
+from billing.costs.report import costs_report, days_of
+from billing.costs.text import tell_costs
+from billing.costs.training_runs import Import, import_runs
 from billing.errors import WalletError
 from billing.money import format_amount, to_minor
 from billing.strict_toml import DECIMAL
 from billing.text_table import text_table
-from billing.training_runs import Import, import_runs
 from tallybook.calendar import month_start, today
 
 _WHO = click.option("--by", "who", required=True, help="Who books it.")

@@ -342,7 +342,7 @@ wallet_entries = sa.Table(
     sa.CheckConstraint("kind <> 'refund' or amount_minor < 0", name="a_refund_takes"),
 )
 
-# What the model servers' own counters said, and when; see billing.counters.
+# What the model servers' own counters said, and when; see billing.reconciliation.counters.
 counter_samples = sa.Table(
     "counter_samples",
     metadata,

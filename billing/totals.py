@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 
 from billing.aggregates import whole
 from billing.errors import LedgerError
-from billing.price_book import kept_tariff
+from billing.prices.book import kept_tariff
 from billing.rating import UNRATED
 from billing.selection import EVERYBODY, Whose
 from billing.tables import bill_lines, usage_hours

@@ -45,7 +45,7 @@ USER = Param(
 
 def tell_operator(context: Any) -> None:
     """Mail a task's failure to the operator: an `on_failure_callback`, called after the last retry."""
-    from billing.operator_mail import Failure, tell
+    from billing.mail.operator import Failure, tell
     from billing.settings import BillingSettings
 
     task, run = context["task_instance"], context["dag_run"]

@@ -39,8 +39,8 @@ def hourly_alerts() -> None:
 
     @task(trigger_rule="all_done")
     def sample() -> None:
-        from billing import counters
         from billing.ledger import open_ledger
+        from billing.reconciliation import counters
 
         settings = BillingSettings()
         if not settings.model_counters:
@@ -51,19 +51,19 @@ def hourly_alerts() -> None:
 
     @task(trigger_rule="all_done")
     def check() -> dict[str, str]:
-        from billing import alerts
+        from billing.alerts import checking
         from billing.ledger import open_ledger
 
         settings = BillingSettings()
         with told():
-            checked = alerts.check(open_ledger(settings.ledger_url, settings.time_zone), settings)
+            checked = checking.check(open_ledger(settings.ledger_url, settings.time_zone), settings)
         log.info("%d found, %d changed", len(checked.findings), len(checked.changes))
         return checked.failed
 
     @task(trigger_rule="all_done")
     def notify(failed: dict[str, str] | None) -> None:
+        from billing.alerts.notifications import deliver
         from billing.ledger import open_ledger
-        from billing.notifications import deliver
 
         settings = BillingSettings()
         with told():

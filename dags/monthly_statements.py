@@ -40,7 +40,7 @@ def monthly_statements() -> None:
 
     @task.sensor(mode="reschedule", poke_interval=600, timeout=timedelta(days=5).total_seconds())
     def closed(**context: Any) -> PokeReturnValue:
-        from billing import monthly
+        from billing.statements import monthly
 
         with told():
             settings = BillingSettings()
@@ -53,7 +53,7 @@ def monthly_statements() -> None:
 
     @task
     def write(month: str) -> None:
-        from billing import monthly
+        from billing.statements import monthly
 
         with told():
             folder = monthly.write_statements(BillingSettings(), date.fromisoformat(month))
@@ -61,7 +61,7 @@ def monthly_statements() -> None:
 
     @task
     def mail(month: str) -> None:
-        from billing import monthly
+        from billing.statements import monthly
 
         with told():
             happened = monthly.mail_statement(BillingSettings(), date.fromisoformat(month))

@@ -35,7 +35,7 @@ def usage_forecast() -> None:
 
     @task
     def forecast(**context: Any) -> str:
-        from billing.forecasting import run_forecast
+        from billing.forecast.run import run_forecast
 
         settings = BillingSettings()
         last = _last_day(context, settings.zone)

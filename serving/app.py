@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 from flask import Flask, Response, request
 from werkzeug.exceptions import MethodNotAllowed
 
-from serving import errors, openai_errors, trace
-from serving.idempotency import Replayed
-from serving.quotas import Quotas
+from serving import errors, openai_errors
+from serving.access.idempotency import Replayed
+from serving.engines.streaming import Relay
+from serving.observability import trace
+from serving.observability.trace import Trace
+from serving.quotas.contract import Quotas
 from serving.routes import analyze, operations, quota, v1
 from serving.services import Services, make_services
 from serving.settings import ServingSettings
-from serving.streaming import Relay
-from serving.trace import Trace
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment

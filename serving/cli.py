@@ -18,8 +18,8 @@ from serving.settings import ServingSettings
 @click.option("--threads", type=click.IntRange(1, 1024), help="Requests that a worker handles at once.")
 def serve(**options: Any) -> None:
     """Serve the API: POST /analyze, OpenAI's /v1 for the engines in models.toml, and what watches them."""
-    from serving.engine_models import check_engines
-    from serving.engines import EnginesFileError
+    from serving.engines.file import EnginesFileError
+    from serving.engines.models import check_engines
     from serving.server import serve as run
 
     settings = ServingSettings(**{name: value for name, value in options.items() if value is not None})

@@ -20,11 +20,11 @@ from serving.errors import (
     ModelVersionNotFoundError,
 )
 from serving.metering import Served
-from serving.quotas import Reservation
+from serving.observability.trace import Trace
+from serving.quotas.contract import Reservation
 from serving.routes.v1_requests import inputs_of
 from serving.services import Services
 from serving.tokenization import ModelVersion
-from serving.trace import Trace
 
 OPERATION = "embeddings"
 _ROWS = 32  # of one call to the model server, whatever length they have

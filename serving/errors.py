@@ -52,7 +52,7 @@
     │   └── ModelOverloadedError      503 model_overloaded
     └── ModelTimeoutError             504 model_timeout
 
-Those with a star are in `serving.access_errors`.
+Those with a star are in `serving.access.errors`.
 Anything else that is raised is a fault of ours: 500 internal_error, logged with its traceback.
 """
 

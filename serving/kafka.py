@@ -24,7 +24,7 @@ import orjson
 from confluent_kafka import KafkaError, KafkaException, Producer
 
 from serving.journal import Journal, Sink
-from serving.metrics import Metrics
+from serving.observability.metrics import Metrics
 from serving.settings import ServingSettings
 from tallybook.segments import SUFFIX, read_segment
 

@@ -8,10 +8,10 @@ from dataclasses import MISSING, fields
 from datetime import datetime, timezone
 from typing import Any, NamedTuple, Protocol
 
-from serving.idempotency import Attempt
-from serving.identity import Caller
+from serving.access.idempotency import Attempt
+from serving.access.identity import Caller
 from serving.journal import Sink
-from serving.metrics import Metrics
+from serving.observability.metrics import Metrics
 from serving.settings import ServingSettings
 from tallybook.usage import EVENT_TYPE, MAX_ENCRYPTED, UsageEvent
 

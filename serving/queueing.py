@@ -19,9 +19,9 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import NamedTuple
 
+from serving.access.identity import Caller
 from serving.errors import OverloadedError
-from serving.identity import Caller
-from serving.metrics import Metrics
+from serving.observability.metrics import Metrics
 from serving.settings import ServingSettings
 
 

@@ -24,7 +24,7 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
 
-from serving import logs
+from serving.observability import logs
 from serving.settings import METRICS_FOLDER_VARIABLE, ServingSettings
 from serving.stopping import after_stop_signal
 

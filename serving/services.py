@@ -9,23 +9,23 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.access import Access
+from serving.access.credit import Credit
+from serving.access.idempotency import Idempotency
+from serving.access.identity import Gatekeeper
+from serving.access.known import Access
 from serving.catalog import Catalog, ModelServer
-from serving.credit import Credit
-from serving.engine_models import EngineModel, load_engine_models
-from serving.idempotency import Idempotency
-from serving.identity import Gatekeeper
+from serving.engines.models import EngineModel, load_engine_models
 from serving.inference import Metadata, ModelClient
 from serving.journal import Sink
 from serving.kafka import sink_of
-from serving.logs import Later
 from serving.metering import Meter
-from serving.metrics import Metrics
+from serving.observability.logs import Later
+from serving.observability.metrics import Metrics
+from serving.observability.spans import Spans
 from serving.queueing import Queue, Threads
-from serving.quota_start import make_quotas
-from serving.quotas import Quotas
+from serving.quotas.contract import Quotas
+from serving.quotas.start import make_quotas
 from serving.settings import ServingSettings
-from serving.spans import Spans
 from serving.tokenization import Task
 
 

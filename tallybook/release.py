@@ -151,8 +151,8 @@ def compare(
     from fractions import Fraction
 
     from billing.command import ledger_transaction
-    from billing.comparison import Limits, judge
-    from billing.comparison import compare as compared
+    from billing.versions.comparison import Limits, judge
+    from billing.versions.comparison import compare as compared
 
     limits = Limits(
         min_requests, Fraction(str(error_points)) / 100, Fraction(str(slower)), Fraction(str(more_tokens))

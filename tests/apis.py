@@ -20,10 +20,10 @@ from flask.testing import FlaskClient
 from numpy.typing import NDArray
 from werkzeug.wsgi import ClosingIterator
 
-from serving import trace
 from serving.app import SERVICES, build_app
 from serving.errors import ModelVersionNotFoundError
 from serving.inference import Metadata
+from serving.observability import trace
 from serving.openapi import codes
 from serving.services import Services, make_services
 from serving.settings import ServingSettings

@@ -10,11 +10,11 @@ import sys
 import threading
 from pathlib import Path
 
-from serving.access import Known
+from serving.access.identity import Caller
+from serving.access.known import Known
 from serving.errors import QuotaExceededError
-from serving.identity import Caller
-from serving.quota_limits import LimitBook
-from serving.quota_redis import RedisQuotas
+from serving.quotas.in_redis import RedisQuotas
+from serving.quotas.limits import LimitBook
 from serving.settings import ServingSettings
 
 _TURNS = 15

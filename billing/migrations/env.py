@@ -6,7 +6,7 @@ from typing import Literal
 
 from alembic import context
 
-from billing import alert_tables  # noqa: F401  its tables are the ledger's too
+import billing.alerts.tables  # noqa: F401  its tables are the ledger's too
 from billing.tables import Instant, metadata
 
 

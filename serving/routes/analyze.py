@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 from flask import Blueprint, Response, request
 
-from serving import trace
+from serving.access.identity import Caller
 from serving.catalog import Choice
 from serving.errors import (
     BodyTooLargeError,
@@ -24,12 +24,12 @@ from serving.errors import (
     ModelVersionNotFoundError,
     UnknownFieldError,
 )
-from serving.identity import Caller
 from serving.metering import Served
-from serving.quotas import Reservation
+from serving.observability import trace
+from serving.observability.trace import Trace
+from serving.quotas.contract import Reservation
 from serving.services import Services
 from serving.tokenization import Answer, ModelVersion
-from serving.trace import Trace
 
 PATH = "/analyze"
 OPERATION = "analyze"

@@ -10,12 +10,13 @@ import orjson
 from flask import Blueprint, Response, request
 from sqlalchemy.engine import Engine
 
-from serving import grants, trace
-from serving.access_errors import InvalidRequestError, NotApproverError
+from serving.access import grants
+from serving.access.errors import InvalidRequestError, NotApproverError
+from serving.access.grants import Grant
+from serving.access.identity import Caller
 from serving.errors import InvalidJsonError, JournalError, UnknownFieldError
-from serving.grants import Grant
-from serving.identity import Caller
-from serving.quota_limits import USER_DAY
+from serving.observability import trace
+from serving.quotas.limits import USER_DAY
 from serving.routes.analyze import read_body
 from serving.services import Services
 from tallybook.usage import InvalidEventError, instant

@@ -10,13 +10,15 @@ from typing import Any
 import orjson
 from flask import Blueprint, Response, request
 
-from serving import embedding, trace
-from serving.access_errors import IdempotencyKeyError
-from serving.engine_call import EngineCall
-from serving.engine_models import EngineModel
-from serving.engine_tokens import Prompt
-from serving.engine_usage import EngineUsage, as_openai_says, read_usage
-from serving.engines import Kind
+from serving import embedding
+from serving.access.errors import IdempotencyKeyError
+from serving.access.identity import Caller
+from serving.engines.call import EngineCall
+from serving.engines.file import Kind
+from serving.engines.models import EngineModel
+from serving.engines.streaming import Relay, texts_of
+from serving.engines.tokens import Prompt
+from serving.engines.usage import EngineUsage, as_openai_says, read_usage
 from serving.errors import (
     JournalError,
     ModelRejectedError,
@@ -24,7 +26,8 @@ from serving.errors import (
     UnknownModelError,
     UnsupportedByModelError,
 )
-from serving.identity import Caller
+from serving.observability import trace
+from serving.observability.trace import Trace
 from serving.routes.analyze import read_body
 from serving.routes.v1_requests import (
     Asked,
@@ -39,8 +42,6 @@ from serving.routes.v1_requests import (
     room_for_answer,
 )
 from serving.services import Services
-from serving.streaming import Relay, texts_of
-from serving.trace import Trace
 
 _JSON = "application/json"
 STREAM_HEADERS = {

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from serving.engine_tokens import EngineTokenizer, Prompt
-from serving.engines import Engine
+from serving.engines.file import Engine
+from serving.engines.tokens import EngineTokenizer, Prompt
 from serving.errors import (
     BadRequestError,
     ContextTooLongError,

@@ -17,8 +17,8 @@ from sqlalchemy.engine import Connection, Engine
 
 from billing.day_sums import sum_days
 from billing.ledger import open_ledger, reading, writing
-from billing.simulate import simulate
-from billing.simulated_world import make_world
+from billing.simulation.history import simulate
+from billing.simulation.world import make_world
 from tests.billing.generated_month import bill_november
 from tests.postgres import administrator, running_server
 

@@ -12,10 +12,10 @@ from sqlalchemy.engine import Engine
 from billing.bills import Closing, close_day, rate_day
 from billing.ingest import ingest
 from billing.ledger import reading, writing
-from billing.price_book import sync_prices
-from billing.prices import Price
-from billing.report import DayReport, day_report
-from billing.tariff import Tariff
+from billing.prices.book import sync_prices
+from billing.prices.price_list import Price
+from billing.prices.tariff import Tariff
+from billing.reports.day import DayReport, day_report
 from tallybook.usage import UsageEvent
 from tests.billing.factories import ZONE, a_price, write_segment
 

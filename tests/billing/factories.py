@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 
 import orjson
 
-from billing.prices import Price
+from billing.prices.price_list import Price
 from tallybook.usage import UsageEvent, new_event_id
 
 ZONE = ZoneInfo("Asia/Shanghai")

@@ -13,13 +13,13 @@ from typing import Any
 from sqlalchemy.engine import Engine
 
 from billing.bills import close_day
-from billing.departments import DepartmentRule
-from billing.discounts import Discount
 from billing.ingest import ingest
 from billing.ledger import writing
-from billing.price_book import sync_prices
-from billing.prices import Tier
-from billing.tariff import Tariff
+from billing.prices.book import sync_prices
+from billing.prices.departments import DepartmentRule
+from billing.prices.discounts import Discount
+from billing.prices.price_list import Tier
+from billing.prices.tariff import Tariff
 from tallybook.usage import UsageEvent
 from tests.billing.days import at
 from tests.billing.factories import ZONE, a_price, an_event, write_segment

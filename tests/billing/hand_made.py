@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from billing.ledger import open_ledger, writing
-from billing.prices import Price
+from billing.prices.price_list import Price
 from billing.rating import UNRATED, Terms
 from billing.tables import bill_days, bill_lines, bill_totals
 from tests.billing.conftest import TIME_ZONE

@@ -17,7 +17,8 @@ from billing.events import content_sha256
 from billing.ingest import ingest
 from billing.ledger import open_ledger, reading, writing
 from billing.merkle import merkle_root, root_from_path
-from billing.price_book import sync_prices
+from billing.prices.book import sync_prices
+from billing.prices.tariff import Tariff
 from billing.seals import batch_leaf
 from billing.tables import (
     audit_records,
@@ -30,7 +31,6 @@ from billing.tables import (
     usage_events,
     usage_hours,
 )
-from billing.tariff import Tariff
 from tests.billing.conftest import TIME_ZONE, copy_of, forgetful
 from tests.billing.factories import AFTER, DAY, TRACED, ZONE, a_price, an_event, write_segment
 

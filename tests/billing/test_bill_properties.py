@@ -11,16 +11,16 @@ import sqlalchemy as sa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from billing.departments import DepartmentRule
-from billing.discounts import Discount
 from billing.ledger import open_ledger, reading
 from billing.lines import Rater
 from billing.money import charge
 from billing.month_proof import prove_months
-from billing.prices import Tier
+from billing.prices.departments import DepartmentRule
+from billing.prices.discounts import Discount
+from billing.prices.price_list import Tier
+from billing.prices.tariff import Tariff
 from billing.rating import DIRECTIONS, Terms, context_band, quantities
 from billing.tables import SUBJECT, bill_lines
-from billing.tariff import Tariff
 from tallybook.usage import UsageEvent
 from tests.billing.conftest import TIME_ZONE, copy_of, forgetful
 from tests.billing.days import at, bring, close

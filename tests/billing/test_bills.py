@@ -13,10 +13,10 @@ from billing.bills import Closing, close_day, rate_day
 from billing.errors import ClosureError, DayError, PricesError
 from billing.ingest import ingest
 from billing.ledger import open_ledger, reading, writing
-from billing.price_book import sync_prices
-from billing.prices import Price
+from billing.prices.book import sync_prices
+from billing.prices.price_list import Price
+from billing.prices.tariff import Tariff
 from billing.tables import bill_days, bill_lines, event_batches, usage_events, usage_hours
-from billing.tariff import Tariff
 from tallybook.usage import UsageEvent
 from tests.billing.factories import AFTER, DAY, NOON, ZONE, a_price, an_event, write_segment
 

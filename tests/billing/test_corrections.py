@@ -8,14 +8,14 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from billing.departments import DepartmentRule
-from billing.discounts import Discount
 from billing.ledger import reading
 from billing.month_proof import prove_months
-from billing.prices import Price, Tier
+from billing.prices.departments import DepartmentRule
+from billing.prices.discounts import Discount
+from billing.prices.price_list import Price, Tier
+from billing.prices.tariff import Tariff
 from billing.retention import drop_events
 from billing.tables import bill_lines
-from billing.tariff import Tariff
 from tallybook.usage import UsageEvent
 from tests.billing.days import at, bring, close, draft
 from tests.billing.factories import DAY, a_price, an_event

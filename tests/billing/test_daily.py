@@ -9,8 +9,8 @@ import sqlalchemy as sa
 from billing import daily
 from billing.errors import DayError
 from billing.ledger import open_ledger, reading, writing
-from billing.price_book import import_tariff
-from billing.price_file import read_tariff
+from billing.prices.book import import_tariff
+from billing.prices.file import read_tariff
 from billing.settings import BillingSettings
 from billing.tables import bill_days
 from tallybook.calendar import day_interval, today

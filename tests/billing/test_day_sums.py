@@ -8,7 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
-from billing.alert_tables import network_days, usage_days
+from billing.alerts.tables import network_days, usage_days
 from billing.day_sums import KINDS, history, network_of, sum_days
 from billing.ledger import reading, writing
 from billing.tables import usage_hours

@@ -9,8 +9,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy.engine import Engine
 
+import billing.alerts.tables
 import billing.ledger
-from billing import alert_tables  # noqa: F401  its tables are the ledger's too
 from billing.errors import LedgerError
 from billing.ledger import lock_ledger, open_ledger, reading, share_ledger, writing
 from billing.tables import metadata, set_aside

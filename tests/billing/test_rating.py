@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from billing.money import charge, exact_price
-from billing.prices import Price, Tier, TierMode
+from billing.prices.price_list import Price, Tier, TierMode
 from billing.rating import CONTEXT_BANDS, DIRECTIONS, Charge, Terms, context_band, quantities, top_up
 from tests.billing.factories import a_price
 

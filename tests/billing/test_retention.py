@@ -15,11 +15,11 @@ from billing.errors import AuditError, BillingError, LedgerError
 from billing.events import EventReader
 from billing.ingest import ingest, store_journal
 from billing.ledger import open_ledger, reading, writing
-from billing.price_book import sync_prices
+from billing.prices.book import sync_prices
+from billing.prices.tariff import Tariff
 from billing.retention import Dropped, drop_events
 from billing.store import prepare_days, retry_set_aside
 from billing.tables import bill_lines, event_ids, set_aside, usage_events, usage_hours
-from billing.tariff import Tariff
 from tests.billing.conftest import TIME_ZONE
 from tests.billing.factories import AFTER, DAY, NOON, ZONE, a_price, an_event, write_segment
 

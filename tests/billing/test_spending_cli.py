@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from billing.budgets import read_budgets
-from billing.costs_file import read_costs
+from billing.costs.file import read_costs
 from billing.ingest import ingest
 from billing.ledger import open_ledger
 from tallybook.calendar import today

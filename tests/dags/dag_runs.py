@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from tallybook.airflow import DAGS_DIR
 
 DAG_FILE = DAGS_DIR / "daily_billing.py"
-SLOW = {"billing.daily", "billing.charts", "matplotlib"}
+SLOW = {"billing.daily", "billing.reports.charts", "matplotlib"}
 
 
 class Parsed(NamedTuple):

@@ -12,11 +12,11 @@ from pydantic import SecretStr
 from billing.ingest import ingest
 from billing.ledger import open_ledger, reading
 from billing.tables import usage_events, usage_hours
-from serving.access import Known
-from serving.identity import Caller
-from serving.quota_limits import LimitBook
-from serving.quota_past import read_past
-from serving.quota_redis import RedisQuotas
+from serving.access.identity import Caller
+from serving.access.known import Known
+from serving.quotas.in_redis import RedisQuotas
+from serving.quotas.limits import LimitBook
+from serving.quotas.past import read_past
 from serving.settings import ServingSettings
 from tests.drills.killing import Drill, kill_under_load
 from tests.modelservers import wait_until

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from serving import logs
 from serving.app import create_app
 from serving.errors import ModelUnavailableError
+from serving.observability import logs
 from serving.settings import ServingSettings
 from tests.apis import USER, Api, running_app
 

@@ -11,10 +11,10 @@ import openai
 import pytest
 from pydantic import ValidationError
 
-from serving import keys
-from serving.access_store import open_store
-from serving.engine_models import check_engines
-from serving.engines import EnginesFileError
+from serving.access import keys
+from serving.access.store import open_store
+from serving.engines.file import EnginesFileError
+from serving.engines.models import check_engines
 from serving.settings import ServingSettings
 from serving.tokenization import ModelVersion, load_version
 from tests.apis import MODEL, USER, Api, ApiProcess, events_in, export, running_app

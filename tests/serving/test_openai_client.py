@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-from serving import keys
-from serving.access_store import open_store
-from serving.engine_models import EngineModel
-from serving.engines import read_engines
+from serving.access import keys
+from serving.access.store import open_store
+from serving.engines.file import read_engines
+from serving.engines.models import EngineModel
 from tests.apis import ApiProcess, events_in
 from tests.engines import write_engines
 from tests.modelservers import wait_until

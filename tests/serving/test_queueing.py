@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.access.identity import Caller
 from serving.errors import OverloadedError
-from serving.identity import Caller
-from serving.metrics import Metrics
+from serving.observability.metrics import Metrics
 from serving.queueing import Limits, Queue, Threads, _Lane, _Waiter, limits
 from serving.settings import ServingSettings
 from tests.modelservers import wait_until

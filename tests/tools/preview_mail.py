@@ -11,18 +11,18 @@ from pathlib import Path
 
 from sqlalchemy.engine import Connection
 
-from billing.bill_csv import read_lines, write_bill
-from billing.bill_pdf import bill_pdf
-from billing.charts import draw_charts
 from billing.closure import prove
-from billing.costs_file import CostList, Pool
+from billing.costs.file import CostList, Pool
 from billing.ledger import reading
-from billing.mail import compose
-from billing.report import day_report
+from billing.mail.bill_csv import read_lines, write_bill
+from billing.mail.bill_pdf import bill_pdf
+from billing.mail.day import compose
+from billing.reports.charts import draw_charts
+from billing.reports.day import day_report
+from billing.reports.words import Language
 from billing.selection import Selection
-from billing.statement import statement
-from billing.statement_mail import compose_statement
-from billing.words import Language
+from billing.statements.mail import compose_statement
+from billing.statements.statement import statement
 from tests.billing.factories import ZONE
 from tests.tools.sample_ledger import EARLY, EMPTY, FIRST, NORMAL, SURGE, sample_ledger
 

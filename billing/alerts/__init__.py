@@ -1,0 +1,1 @@
+"""Alerts: rules look at usage, episodes remember, notifications tell."""

@@ -1,0 +1,1 @@
+"""What pools of machines and trainings cost, set against what was billed."""

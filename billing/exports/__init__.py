@@ -1,0 +1,1 @@
+"""Closed bills for other programs: FOCUS and Beancount."""

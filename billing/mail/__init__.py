@@ -1,0 +1,1 @@
+"""Mails: made, kept in the outbox, and handed to an SMTP server."""

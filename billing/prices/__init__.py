@@ -1,0 +1,1 @@
+"""What tokens cost and who pays: prices, discounts and department rules as versions."""

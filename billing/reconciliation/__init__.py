@@ -1,0 +1,1 @@
+"""What was metered against what the model servers counted themselves."""

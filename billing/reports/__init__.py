@@ -1,0 +1,1 @@
+"""The report of a day: its numbers, its charts, its sentences."""

@@ -1,0 +1,1 @@
+"""A made-up history of usage, brought in the way real usage comes."""

@@ -1,0 +1,1 @@
+"""Monthly statements: what a month's bills come to, written and mailed."""

@@ -1,0 +1,1 @@
+"""Versions of a model side by side: tokens, answer times, cost and quality."""

@@ -1,0 +1,1 @@
+"""Who may ask: keys, grants, credit and idempotent requests."""

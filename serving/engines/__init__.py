@@ -1,0 +1,1 @@
+"""The OpenAI-compatible engines behind /v1: asked, streamed, counted."""

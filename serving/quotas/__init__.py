@@ -1,0 +1,1 @@
+"""How much callers may use, counted in memory or in Redis."""

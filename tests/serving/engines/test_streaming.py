@@ -1,0 +1,252 @@
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serving.engines import streaming
+from tests.engines import MODEL, chunk, streamed, usage, usage_chunk
+from tests.modelservers import wait_until
+from tests.serving.test_v1 import PROMPT_TOKENS, Gateway, events_of, gateway, running_gateway
+
+__all__ = ["gateway"]
+
+
+def said(events: list[Any]) -> str:
+    """The text of a stream."""
+    return "".join(
+        choice["delta"].get("content", "") for event in events[:-1] for choice in event.get("choices", ())
+    )
+
+
+def test_a_stream_is_passed_on_and_its_usage_hidden_from_who_did_not_ask(gateway: Gateway) -> None:
+    gateway.engine.script = lambda asked: streamed(
+        chunk(usage=None), chunk("good "), chunk("day", usage=usage(7, 1)), usage_chunk(usage(7, 2))
+    )
+    events = gateway.stream()
+    assert said(events) == "good day"
+    assert events[-1] == "[DONE]"
+    assert all("usage" not in event and event["model"] == MODEL for event in events[:-1])
+    assert gateway.engine.asked[0].body["stream_options"] == {"include_usage": True}
+    [event] = gateway.api.events()
+    assert (event.prompt_tokens, event.completion_tokens, event.usage_estimated) == (7, 2, False)
+    assert (event.status, event.delivered_tokens) == (200, None)
+    assert event.time_to_first_token_seconds is not None
+    assert 0 < event.time_to_first_token_seconds <= event.duration_seconds
+
+
+def test_who_asks_for_usage_gets_it_once_and_last(gateway: Gateway) -> None:
+    first = usage_chunk(usage(7, 1))
+    gateway.engine.script = lambda asked: streamed(chunk("a", usage=usage(7, 1)), first, usage_chunk())
+    events = gateway.stream(stream_options={"include_usage": True})
+    assert [event.get("usage") and event["usage"]["total_tokens"] for event in events[:-1]] == [None, 10]
+    assert events[-2]["choices"] == []
+    [event] = gateway.api.events()
+    assert event.total_tokens == 10  # that of the last chunk, not of all
+
+
+def test_usage_that_a_stream_does_not_say_is_counted_and_told(gateway: Gateway) -> None:
+    gateway.engine.script = lambda asked: streamed(chunk("one two "), chunk("three"), chunk("a b", 1))
+    events = gateway.stream(stream_options={"include_usage": True}, n=2)
+    assert events[-2]["usage"]["completion_tokens"] == 3 + 2
+    [event] = gateway.api.events()
+    assert (event.prompt_tokens, event.completion_tokens, event.usage_estimated) == (PROMPT_TOKENS, 5, True)
+
+
+def test_the_event_is_durable_before_done_leaves(gateway: Gateway) -> None:
+    gateway.engine.script = lambda asked: streamed(chunk("a"), usage_chunk())
+    answer = gateway.chat(stream=True)
+    recorded = [(data, len(gateway.api.events())) for data in answer.response]
+    assert recorded[-1] == (b"data: [DONE]\n\n", 1)
+    assert all(count == 0 for _, count in recorded[:-1])
+
+
+def test_no_done_without_a_record(gateway: Gateway) -> None:
+    gateway.engine.script = lambda asked: streamed(chunk("a"), usage_chunk())
+    stream = iter(gateway.chat(stream=True).response)
+    assert b'"a"' in next(stream)
+    gateway.api.services.journal.close()
+    rest = events_of(b"".join(stream))
+    assert [event["error"]["code"] for event in rest] == ["journal_unavailable"]
+    assert gateway.api.events() == []
+
+
+def test_who_leaves_is_billed_what_was_generated_and_the_engine_is_told_to_stop(gateway: Gateway) -> None:
+    sent = threading.Event()
+
+    def script(asked: object) -> Iterator[bytes]:
+        yield from streamed(chunk("one "), chunk("two "), done=False, end=False)
+        sent.set()
+        while True:
+            yield b""
+            gateway.engine.was_left.wait(0.01)
+
+    gateway.engine.script = script
+    answer = gateway.chat(stream=True)
+    stream = iter(answer.response)
+    got = next(stream)
+    while b"two" not in got:
+        got = next(stream)
+    answer.close()
+    assert gateway.engine.was_left.wait(30)
+    [event] = gateway.api.events()
+    assert (event.status, event.usage_estimated) == (499, True)
+    assert (event.prompt_tokens, event.completion_tokens) == (PROMPT_TOKENS, 2)
+    # The last piece was handed over, but nobody came for the next one: it may not have arrived.
+    assert event.delivered_tokens in (0, 1)
+
+
+def test_what_is_generated_and_not_delivered_is_told_apart(gateway: Gateway) -> None:
+    go_on, sent = threading.Event(), threading.Event()
+
+    def script(asked: object) -> Iterator[bytes]:
+        yield from streamed(chunk("one two "), done=False, end=False)
+        assert go_on.wait(30)
+        yield from list(streamed(chunk("three "), chunk("four five"), done=False, end=False))[1:]
+        sent.set()
+        assert gateway.engine.was_left.wait(30)
+
+    gateway.engine.script = script
+    answer = gateway.chat(stream=True)
+    stream = iter(answer.response)
+    assert b"one two" in next(stream)
+    go_on.set()
+    assert b"three" in next(stream)  # whoever asks for this has taken the first
+    assert sent.wait(30)
+    gateway.engine.was_left.set()
+    answer.close()
+    [event] = gateway.api.events()
+    assert (event.completion_tokens, event.delivered_tokens) == (5, 2)
+
+
+def test_usage_in_every_chunk_makes_a_stream_that_is_left_exact(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, continuous_usage=True) as gateway:
+
+        def script(asked: object) -> Iterator[bytes]:
+            yield from streamed(chunk("abc", usage=usage(40, 11)), done=False, end=False)
+            gateway.engine.was_left.wait(30)
+
+        gateway.engine.script = script
+        answer = gateway.chat(stream=True)
+        next(iter(answer.response))
+        answer.close()
+        assert gateway.engine.asked[0].body["stream_options"]["continuous_usage_stats"] is True
+        [event] = gateway.api.events()
+        assert (event.prompt_tokens, event.completion_tokens, event.usage_estimated) == (40, 11, False)
+        gateway.engine.was_left.set()
+
+
+@pytest.mark.parametrize(
+    ("rest", "closes"),
+    [
+        ((b'data: {"error": {"message": "CUDA error: of many words"}}\n\n',), False),
+        ((b"data: {not JSON\n\n",), False),
+        ((b"data: 17\n\n",), False),
+        ((), True),
+    ],
+    ids=["error", "garbage", "number", "closed"],
+)
+def test_an_engine_that_breaks_off_is_billed_what_it_generated_and_its_error_text_is_not(
+    gateway: Gateway, rest: tuple[bytes, ...], closes: bool
+) -> None:
+    def script(asked: object) -> Iterator[bytes]:
+        yield from streamed(chunk("one "), chunk("two"), *rest, done=False, end=False)
+        if closes:
+            raise EOFError
+
+    gateway.engine.script = script
+    events = gateway.stream()
+    assert said(events) == "one two"
+    assert events[-1]["error"]["code"] == "model_rejected"
+    [event] = gateway.api.events()
+    assert (event.status, event.completion_tokens, event.usage_estimated) == (502, 2, True)
+
+
+def test_an_engine_that_fails_before_it_says_anything_costs_nothing(gateway: Gateway) -> None:
+    gateway.engine.script = lambda asked: streamed({"error": {"message": "no memory"}}, end=False)
+    [error] = gateway.stream()
+    assert error["error"]["code"] == "model_rejected"
+    [event] = gateway.api.events()
+    assert (event.status, event.total_tokens) == (502, 0)
+
+
+def test_an_engine_that_falls_silent_is_left(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, idle_seconds=0.1) as gateway:
+
+        def script(asked: object) -> Iterator[bytes]:
+            yield from streamed(chunk("one"), done=False, end=False)
+            gateway.engine.was_left.wait(30)
+
+        gateway.engine.script = script
+        events = gateway.stream()
+        assert events[-1]["error"]["code"] == "model_timeout"
+        [event] = gateway.api.events()
+        assert (event.status, event.completion_tokens) == (504, 1)
+        gateway.engine.was_left.set()
+
+
+def test_while_an_engine_is_silent_the_client_sees_that_the_connection_lives(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "_HEARTBEAT_SECONDS", 0.02)
+    go_on = threading.Event()
+
+    def script(asked: object) -> Iterator[bytes]:
+        first, *rest = streamed(chunk("late"), usage_chunk())
+        yield first
+        assert go_on.wait(30)
+        yield from rest
+
+    gateway.engine.script = script
+    stream = iter(gateway.chat(stream=True).response)
+    assert next(stream) == b": waiting\n\n"
+    go_on.set()
+    assert b"[DONE]" in b"".join(stream)
+
+
+def test_an_engine_that_answers_no_stream_is_refused(gateway: Gateway) -> None:
+    answer = gateway.chat(stream=True)
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (502, "model_rejected")
+    [event] = gateway.api.events()
+    assert (event.status, event.total_tokens) == (502, 0)
+
+
+def test_lines_are_read_however_they_are_cut(gateway: Gateway) -> None:
+    whole_stream = b"".join(list(streamed(chunk("one "), b": comment\r\n\r\n", chunk("two"), usage_chunk())))
+    head, _, body = whole_stream.partition(b"\r\n\r\n")
+
+    def script(asked: object) -> Iterator[bytes]:
+        yield head + b"\r\n\r\n"
+        for at in range(0, len(body), 7):
+            yield body[at : at + 7]
+
+    gateway.engine.script = script
+    events = gateway.stream()
+    assert said(events) == "one two"
+    assert gateway.api.events()[0].total_tokens == 10
+
+
+def test_tool_calls_and_reasoning_are_counted(gateway: Gateway) -> None:
+    call = {"index": 0, "function": {"name": "find", "arguments": '{"what": "it"}'}}
+    gateway.engine.script = lambda asked: streamed(
+        {**chunk(), "choices": [{"index": 0, "delta": {"reasoning": "so so", "reasoning_content": "so so"}}]},
+        {**chunk(), "choices": [{"index": 0, "delta": {"tool_calls": [call]}}]},
+    )
+    gateway.stream()
+    [event] = gateway.api.events()
+    assert event.completion_tokens == 3  # so · sofind{"what": · "it"}
+
+
+def test_a_place_is_given_back_whatever_happens(gateway: Gateway) -> None:
+    gateway.engine.script = lambda asked: streamed(chunk("a"), usage_chunk())
+    queue = gateway.api.services.queue
+    gateway.stream()
+    left = gateway.chat(stream=True)
+    next(iter(left.response))
+    assert queue.under_way(MODEL) == 1
+    left.close()
+    gateway.engine.script = lambda asked: [b"nonsense\r\n\r\n"]
+    gateway.chat()
+    wait_until(lambda: queue.under_way(MODEL) == 0)
+    assert [event.status for event in gateway.api.events()] == [200, 499, 502]
