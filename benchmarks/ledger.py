@@ -23,7 +23,7 @@ from billing.bulk import insert_rows
 from billing.events import EventReader
 from billing.ingest import store_journal
 from billing.ledger import open_ledger, writing
-from billing.store import EVENT_COLUMNS
+from billing.packing import EVENT_COLUMNS
 from billing.tables import usage_events
 from tallybook.segments import committed
 from tallybook.usage import UsageEvent

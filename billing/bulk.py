@@ -24,7 +24,7 @@ def insert_rows(
     names = ", ".join(columns)
     cursor: Any = connection.connection.cursor()
     if connection.dialect.name == "postgresql":
-        copy_lines(connection, table.name, columns, map(csv_line, rows))
+        copy_lines(connection, table.name, columns, b"\n".join([*map(csv_line, rows), b""]))
     else:
         marks = ", ".join("?" * len(columns))
         cursor.executemany(f"INSERT INTO {table.name} ({names}) VALUES ({marks})", rows)  # noqa: S608
@@ -43,8 +43,8 @@ def stream(connection: Connection, query: sa.Executable) -> Iterator[tuple[Any, 
             yield from part
 
 
-def copy_lines(connection: Connection, table: str, columns: Sequence[str], lines: Iterable[bytes]) -> None:
-    """Insert ready lines into PostgreSQL, in the caller's transaction.
+def copy_lines(connection: Connection, table: str, columns: Sequence[str], lines: bytes) -> None:
+    """Insert ready lines, each with its end, into PostgreSQL, in the caller's transaction.
 
     A line is CSV as `billing.csv_lines` makes it, which is also what is between the brackets of a JSON list,
     as long as no string in it needs an escape.
@@ -52,4 +52,4 @@ def copy_lines(connection: Connection, table: str, columns: Sequence[str], lines
     names, cursor = ", ".join(columns), connection.connection.cursor()
     how = r"(FORMAT csv, NULL 'null', ESCAPE '\', ENCODING 'UTF8')"
     with cursor.copy(f"COPY {table} ({names}) FROM STDIN WITH {how}") as copy:
-        copy.write(b"\n".join([*lines, b""]))
+        copy.write(lines)

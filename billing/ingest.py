@@ -14,7 +14,7 @@ from billing.errors import LedgerError
 from billing.ledger import insert, writing
 from billing.parsing import Poison
 from billing.reading import Chunk, Parser, parser
-from billing.store import IngestResult, enter, prepare_days, put_aside, store
+from billing.store import IngestResult, enter, prepare_days, put_aside, store, store_packed
 from billing.tables import journal_offsets
 from tallybook.segments import SUFFIX, DamagedSegmentError
 
@@ -79,7 +79,7 @@ def _store_segment(ledger: Engine, segment: Path, reading: Parser, result: Inges
     reading.ask(segment, offset)
     while (chunk := reading.answer()).next_offset != offset:
         reading.ask(segment, chunk.next_offset)
-        if _store_chunk(ledger, segment.name, offset, chunk, result):
+        if _store_chunk(ledger, segment, offset, chunk, reading, result):
             offset = chunk.next_offset
         else:  # another ingester was there first
             with suppress(DamagedSegmentError):
@@ -88,19 +88,28 @@ def _store_segment(ledger: Engine, segment: Path, reading: Parser, result: Inges
             reading.ask(segment, offset)
 
 
-def _store_chunk(ledger: Engine, segment: str, offset: int, chunk: Chunk, result: IngestResult) -> bool:
+def _store_chunk(
+    ledger: Engine, segment: Path, offset: int, chunk: Chunk, reading: Parser, result: IngestResult
+) -> bool:
     """Store a chunk and move the offset in one transaction; false when it was moved by another ingester.
 
     What was read and parsed before the transaction began is thrown away then.
     """
+    packed, parsed, found = chunk.packed, chunk.parsed, None
+    if packed is None:
+        parsed = reading.again(segment, offset, chunk)
     with writing(ledger) as connection:
-        enter(connection, chunk.parsed)
-        prepare_days(ledger, chunk.parsed.days)
-        if not move_offset(connection, segment, offset, chunk.next_offset):
+        enter(connection, parsed)
+        prepare_days(ledger, packed.all_days if packed else parsed.days)
+        if not move_offset(connection, segment.name, offset, chunk.next_offset):
             return False
-        found = store(connection, segment, offset, chunk.parsed)
+        if packed is not None:
+            found = store_packed(connection, segment.name, offset, packed, parsed)
+        if found is None:
+            parsed = reading.again(segment, offset, chunk)
+            found = store(connection, segment.name, offset, parsed, repeated=packed is not None)
         if chunk.torn is not None:
             torn = Poison(chunk.torn, "torn_line", "the writer died before it finished this line")
-            put_aside(connection, segment, [torn], found)
+            put_aside(connection, segment.name, [torn], found)
     result.add(found)
     return True

@@ -9,15 +9,16 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import date, tzinfo
+from datetime import date, datetime, timezone, tzinfo
 from pathlib import Path
 from select import select
 from typing import IO, Any, NamedTuple, Protocol, cast
 from zoneinfo import ZoneInfo
 
-from billing.events import EventReader, EventRow
+from billing.events import EventReader
+from billing.packing import DayPack, Packed, pack
 from billing.parsing import Parsed, Poison, parse, read_act
-from tallybook.segments import DamagedSegmentError, Line, read_segment
+from tallybook.segments import DamagedSegmentError, Line, read_segment, reread_segment
 
 CHUNK_BYTES = 4 << 20  # read at a time: some six thousand events a transaction
 # From here on a process of its own pays, which takes half a second to start.
@@ -25,11 +26,17 @@ WORTH_A_PROCESS_BYTES = 4 * CHUNK_BYTES
 
 
 class Chunk(NamedTuple):
-    """What a part of a segment held, its torn last line if any, and the offset to go on from."""
+    """What a part of a segment held, its torn last line if any, and the offset to go on from.
+
+    `packed` are its rows, ready to be stored, where no id is there twice. A chunk that came from the other
+    process has them in no other form: see `Parser.again`.
+    """
 
     parsed: Parsed
+    packed: Packed | None
     torn: Line | None
     next_offset: int
+    read_at: datetime
 
 
 class Parser(Protocol):
@@ -41,12 +48,15 @@ class Parser(Protocol):
     def answer(self) -> Chunk:
         """What was asked for. Raises: DamagedSegmentError; OSError."""
 
+    def again(self, segment: Path, offset: int, chunk: Chunk) -> Parsed:
+        """All of a chunk that was read from here, its rows one by one. Raises: the same."""
+
 
 @contextmanager
 def parser(zone: tzinfo, waiting_bytes: int, *, for_copy: bool) -> Iterator[Parser]:
     """A parser for so much that waits: a large journal is read in a process beside this one.
 
-    `for_copy`: rows are wanted as lines, else as values; rows of the other process have nothing else.
+    `for_copy`: rows are packed as lines, else as values.
     """
     if (
         waiting_bytes < WORTH_A_PROCESS_BYTES
@@ -54,7 +64,7 @@ def parser(zone: tzinfo, waiting_bytes: int, *, for_copy: bool) -> Iterator[Pars
         or len(os.sched_getaffinity(0)) < 2
     ):
         with without_collection():
-            yield _Here(zone)
+            yield _Here(zone, for_copy=for_copy)
         return
     command = [sys.executable, "-m", "billing.reading", zone.key, "lines" if for_copy else "values"]
     path = os.pathsep.join(filter(None, sys.path))
@@ -63,21 +73,34 @@ def parser(zone: tzinfo, waiting_bytes: int, *, for_copy: bool) -> Iterator[Pars
     ) as process:
         try:
             with without_collection():
-                yield _Beside(process, _Here(zone))
+                yield _Beside(process, _Here(zone, for_copy=for_copy))
         finally:
             process.kill()  # it holds nothing, and may be in the midst of an answer that nobody wants
 
 
 class _Here:
-    def __init__(self, zone: tzinfo) -> None:
+    def __init__(self, zone: tzinfo, *, for_copy: bool) -> None:
         self._reader = EventReader(zone)
+        self._for_copy = for_copy
         self._asked = (Path(), 0)
 
     def ask(self, segment: Path, offset: int) -> None:
         self._asked = (segment, offset)
 
     def answer(self) -> Chunk:
-        return _read(*self._asked, self._reader)
+        segment, offset = self._asked
+        extract = read_segment(segment, offset, CHUNK_BYTES)
+        now = datetime.now(timezone.utc)
+        parsed = parse(extract.lines, self._reader, now)
+        packed = None
+        if len({row.id for _, row in parsed.rows}) == len(parsed.rows):
+            packed = pack([row for _, row in parsed.rows], for_copy=self._for_copy)
+        return Chunk(parsed, packed, extract.torn, extract.next_offset, now)
+
+    def again(self, segment: Path, offset: int, chunk: Chunk) -> Parsed:
+        if chunk.parsed.rows or (chunk.packed and not chunk.packed.days):
+            return chunk.parsed
+        return parse(reread_segment(segment, offset, chunk.next_offset), self._reader, chunk.read_at)
 
 
 class _Beside:
@@ -86,19 +109,23 @@ class _Beside:
     def __init__(self, process: subprocess.Popen[bytes], here: _Here) -> None:
         self._to = cast(IO[bytes], process.stdin)
         self._from = cast(IO[bytes], process.stdout)
-        self._here: _Here | None = here
+        self._here = here
+        self._started = False
 
     def ask(self, segment: Path, offset: int) -> None:
-        if self._here is not None and select([self._from], [], [], 0)[0]:
-            _receive(self._from)  # it has started
-            self._here = None
-        if self._here is None:
+        if not self._started and select([self._from], [], [], 0)[0]:
+            _receive(self._from)
+            self._started = True
+        if self._started:
             _send(self._to, (os.fspath(segment), offset))
         else:
             self._here.ask(segment, offset)
 
+    def again(self, segment: Path, offset: int, chunk: Chunk) -> Parsed:
+        return self._here.again(segment, offset, chunk)
+
     def answer(self) -> Chunk:
-        if self._here is not None:
+        if not self._started:
             return self._here.answer()
         told = _receive(self._from)
         if told is None:
@@ -108,19 +135,20 @@ class _Beside:
             raise DamagedSegmentError(content)
         if kind == "error":
             raise OSError(*content)
-        return _unpacked(content)
+        return _unplain(content)
 
 
 def serve(zone: tzinfo, *, for_copy: bool) -> None:
     """Answer on standard output what is asked on standard input, until that ends."""
-    reader = EventReader(zone)
+    here = _Here(zone, for_copy=for_copy)
     gc.disable()
     answer: tuple[Any, ...] = ("started",)
     _send(sys.stdout.buffer, answer)
     while (asked := _receive(sys.stdin.buffer)) is not None:
         segment, offset = asked
+        here.ask(Path(segment), offset)
         try:
-            answer = ("chunk", _packed(_read(Path(segment), offset, reader), for_copy=for_copy))
+            answer = ("chunk", _plain(here.answer()))
         except DamagedSegmentError as error:
             answer = ("damaged", str(error))
         except OSError as error:
@@ -128,38 +156,32 @@ def serve(zone: tzinfo, *, for_copy: bool) -> None:
         _send(sys.stdout.buffer, answer)
 
 
-def _read(segment: Path, offset: int, reader: EventReader) -> Chunk:
-    extract = read_segment(segment, offset, CHUNK_BYTES)
-    return Chunk(parse(extract.lines, reader), extract.torn, extract.next_offset)
-
-
-def _packed(chunk: Chunk, *, for_copy: bool) -> tuple[Any, ...]:
-    """A chunk as plain values, column by column, without what its database does not take."""
-    parsed = chunk.parsed
-    rows = [
-        (line.offset, line.raw, row.id, row.day.toordinal(), row.hour, row.context_band, row.content_sha256,
-         row.tokens, row.line if for_copy else row.said)
-        for line, row in parsed.rows
-    ]  # fmt: skip
-    poison = [(tuple(each.line), each.code, each.message) for each in parsed.poison]
-    acts = [tuple(line) for line, _ in parsed.acts]
-    return rows, acts, poison, chunk.torn and tuple(chunk.torn), chunk.next_offset, for_copy
-
-
-def _unpacked(content: tuple[Any, ...]) -> Chunk:
-    rows, acts, poison, torn, next_offset, for_copy = content
-    days = {number: date.fromordinal(number) for number in {row[3] for row in rows}}
-    read = []
-    for offset, raw, event_id, day, hour, band, digest, tokens, told in rows:
-        said, line = ((), told) if for_copy else (told, b"")
-        row = EventRow(event_id, days[day], hour, band, digest, tokens, said, line)
-        read.append((Line(offset, raw), row))
-    told_acts = [(Line(*line), act) for line in acts if (act := read_act(line[1])) is not None]
-    return Chunk(
-        Parsed(read, [Poison(Line(*line), code, message) for line, code, message in poison], told_acts),
-        torn and Line(*torn),
-        next_offset,
+def _plain(chunk: Chunk) -> tuple[Any, ...]:
+    """A chunk as plain values, without its rows one by one."""
+    packed: tuple[Any, ...] | None = None
+    if chunk.packed:
+        days = [(day.toordinal(), *rest) for day, *rest in map(tuple[Any, ...], chunk.packed.days)]
+        packed = (chunk.packed.ids, days)
+    poison = [(tuple(each.line), each.code, each.message) for each in chunk.parsed.poison]
+    acts = [tuple(line) for line, _ in chunk.parsed.acts]
+    return (
+        packed,
+        poison,
+        acts,
+        chunk.torn and tuple(chunk.torn),
+        chunk.next_offset,
+        chunk.read_at.isoformat(),
     )
+
+
+def _unplain(content: tuple[Any, ...]) -> Chunk:
+    packed, poison, acts, torn, next_offset, read_at = content
+    if packed:
+        ids, days = packed
+        packed = Packed(ids, [DayPack(date.fromordinal(day), *rest) for day, *rest in days])
+    told_acts = [(Line(*line), act) for line in acts if (act := read_act(line[1])) is not None]
+    parsed = Parsed([], [Poison(Line(*line), code, message) for line, code, message in poison], told_acts)
+    return Chunk(parsed, packed, torn and Line(*torn), next_offset, datetime.fromisoformat(read_at))
 
 
 def _send(pipe: IO[bytes], message: tuple[Any, ...]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, timezone
+from sqlite3 import IntegrityError
 from typing import Any, NamedTuple
 
 import orjson
@@ -16,18 +16,19 @@ from sqlalchemy.engine import Connection, Engine
 from billing import acts
 from billing.aggregates import roll_up_now
 from billing.bulk import copy_lines, insert_rows
-from billing.csv_lines import csv_value
-from billing.events import SAID, EventReader, EventRow
+from billing.events import EventReader, EventRow
 from billing.ledger import closed_days, insert, lock_ledger, share_ledger, writing
-from billing.merkle import merkle_root
+from billing.packing import EVENT_COLUMNS, VALUE_COLUMNS, Packed, pack
 from billing.parsing import Parsed, Poison, parse
-from billing.tables import event_batches, event_ids, set_aside, usage_events
+from billing.tables import event_batches, event_ids, set_aside
 from tallybook.acts import Act
 from tallybook.segments import Line
 
-EVENT_COLUMNS = (*SAID, "day", "batch_id", "hour", "context_band")
+_INSERT_EVENTS = (
+    f"INSERT INTO usage_events ({', '.join(VALUE_COLUMNS)}, day, batch_id) "  # noqa: S608
+    f"VALUES ({', '.join('?' * len(VALUE_COLUMNS))}, '{{day}}', {{batch_id}})"
+)
 _CLAIM = ("id", "batch_id", "content_sha256")
-_PREFIX = SAID.index("prompt_prefix")
 _PARTITIONS_LOCK = 7_411_402_557
 _FINAL = ("torn_line", "conflicting_duplicate")  # what no later look will see otherwise
 
@@ -86,34 +87,45 @@ def enter(connection: Connection, parsed: Parsed) -> None:
     (lock_ledger if parsed.acts else share_ledger)(connection)
 
 
-def store(connection: Connection, segment: str, offset: int, parsed: Parsed) -> IngestResult:
+def store(
+    connection: Connection, segment: str, offset: int, parsed: Parsed, *, repeated: bool = False
+) -> IngestResult:
     """Store what is new, in the caller's transaction; set aside what can't be stored, with its reason.
 
     Of the same id the first content stands; another content is set aside. `enter` comes first, and the days'
     partitions must be there (`prepare_days`). `segment` and `offset` say where the lines came from.
+    `repeated`: some of it is known to be there already.
     """
-    result = IngestResult()
-    poison = list(parsed.poison)
-    rows = {row.id: row for _, row in reversed(parsed.rows)}  # of the same id the first
-    by_day: dict[date, list[EventRow]] = defaultdict(list)
-    # In the order of their ids, so that two ingesters never wait for each other in a circle.
-    in_order = [rows[event_id] for event_id in sorted(rows)]
-    for row in in_order:
-        by_day[row.day].append(row)
-    days = sorted(by_day)
-    batch_of = dict(zip(days, _new_batch_ids(connection, len(days)), strict=True))
-    new = _claim(connection, [(row.id, batch_of[row.day], row.content_sha256) for row in in_order])
-    closed = closed_days(connection, days)
-    for day in days:
-        fresh = [row for row in by_day[day] if row.id in new]
-        if fresh:
-            _write_batch(connection, batch_of[day], day, fresh, segment, offset, late=day in closed)
-    result.stored = len(new)
+    for_copy = connection.dialect.name == "postgresql"
+    first = {row.id: row for _, row in reversed(parsed.rows)}
+    packed = pack(first.values(), for_copy=for_copy)
+    new = set(first)
+    batch_of = None if repeated else _claim_all(connection, packed)
+    if batch_of is None:  # seldom
+        batch_of = _batch_ids(connection, packed)
+        new = _claim_new(connection, pack(first.values(), for_copy=False).claims(batch_of))
+        packed = pack([row for row in first.values() if row.id in new], for_copy=for_copy)
+    _write(connection, packed, batch_of, segment, offset)
+    result, poison = IngestResult(stored=len(new)), list(parsed.poison)
     if len(new) < len(parsed.rows):
         _judge_repeated(connection, parsed.rows, new, result, poison)
-    for line, act in parsed.acts:
-        _chain(connection, line, act, result, poison)
-    put_aside(connection, segment, poison, result)
+    _store_others(connection, segment, parsed.acts, poison, result)
+    return result
+
+
+def store_packed(
+    connection: Connection, segment: str, offset: int, packed: Packed, others: Parsed
+) -> IngestResult | None:
+    """The same for events that were packed before, if every one is new; else None, and nothing was done.
+
+    `others`: what was found beside them.
+    """
+    batch_of = _claim_all(connection, packed)
+    if batch_of is None:
+        return None
+    _write(connection, packed, batch_of, segment, offset)
+    result = IngestResult(stored=packed.requests)
+    _store_others(connection, segment, others.acts, others.poison, result)
     return result
 
 
@@ -139,6 +151,20 @@ def _judge_repeated(
         else:
             message = f"event {row.id} is stored with another content, which stands"
             poison.append(Poison(line, "conflicting_duplicate", message))
+
+
+def _store_others(
+    connection: Connection,
+    segment: str,
+    acts: Iterable[tuple[Line, Act]],
+    poison: Iterable[Poison],
+    result: IngestResult,
+) -> None:
+    """Put acts into the audit chain, and set aside what is poison."""
+    poison = list(poison)
+    for line, act in acts:
+        _chain(connection, line, act, result, poison)
+    put_aside(connection, segment, poison, result)
 
 
 def _chain(connection: Connection, line: Line, act: Act, result: IngestResult, poison: list[Poison]) -> None:
@@ -187,47 +213,47 @@ def retry_set_aside(ledger: Engine, reader: EventReader, now: datetime | None = 
     return result
 
 
-def _new_batch_ids(connection: Connection, count: int) -> list[int]:
+def _batch_ids(connection: Connection, packed: Packed) -> dict[date, int]:
+    """A number for the batch of each day."""
+    days = packed.all_days
     if connection.dialect.name == "postgresql":
         query = sa.text("SELECT nextval('event_batches_id_seq') FROM generate_series(1, :count)")
-        return list(connection.scalars(query, {"count": count}))
+        return dict(zip(days, connection.scalars(query, {"count": len(days)}), strict=True))
     last = connection.scalar(sa.select(sa.func.max(event_batches.c.id))) or 0  # we are the only writer
-    return list(range(last + 1, last + 1 + count))
+    return {day: last + number for number, day in enumerate(days, 1)}
 
 
-def _claim(connection: Connection, claims: Sequence[tuple[str, int, bytes]]) -> set[str]:
-    """Insert the ids that were never stored before, and give them back: the database decides duplicates."""
-    if connection.dialect.name == "postgresql":
-        return _claim_in_postgresql(connection, claims)
-    cursor: Any = connection.connection.cursor()
-    cursor.executemany(
-        "INSERT OR IGNORE INTO event_ids (id, batch_id, content_sha256) VALUES (?, ?, ?)", claims
-    )
-    new = {event_id for event_id, _, _ in claims}
-    if cursor.rowcount < len(claims):  # seldom
-        known = _known(connection, sorted(new))
-        return {event_id for event_id, batch_id, _ in claims if known[event_id].batch_id == batch_id}
-    return new
-
-
-def _claim_in_postgresql(connection: Connection, claims: Sequence[tuple[str, int, bytes]]) -> set[str]:
+def _claim_all(connection: Connection, packed: Packed) -> dict[date, int] | None:
+    """Insert the ids; the batch of each day. None if any was stored before, and nothing is inserted."""
+    batch_of = _batch_ids(connection, packed)
+    if not batch_of:
+        return batch_of
     try:
         with connection.begin_nested():
-            copy_lines(connection, event_ids.name, _CLAIM, map(_claim_line, claims))
-    except UniqueViolation:  # seldom: COPY knows no ON CONFLICT
-        cursor: Any = connection.connection.cursor()
+            if connection.dialect.name == "postgresql":
+                copy_lines(connection, event_ids.name, _CLAIM, packed.claim_lines(batch_of))
+            else:
+                insert_rows(connection, event_ids, _CLAIM, packed.claims(batch_of))
+    except (UniqueViolation, IntegrityError):  # COPY knows no ON CONFLICT
+        return None
+    return batch_of
+
+
+def _claim_new(connection: Connection, claims: Sequence[tuple[str, int, bytes]]) -> set[str]:
+    """Insert the ids that were never stored before, and give them back: the database decides duplicates."""
+    cursor: Any = connection.connection.cursor()
+    if connection.dialect.name == "postgresql":
         cursor.execute(
             "INSERT INTO event_ids (id, batch_id, content_sha256) "
             "SELECT * FROM unnest(%b::text[], %b::bigint[], %b::bytea[]) ON CONFLICT DO NOTHING RETURNING id",
             tuple(list(column) for column in zip(*claims, strict=True)),
         )
         return {row[0] for row in cursor.fetchall()}
-    return {claim[0] for claim in claims}
-
-
-def _claim_line(claim: tuple[str, int, bytes]) -> bytes:
-    event_id, batch_id, digest = claim
-    return b"%b,%d,\\x%b" % (csv_value(event_id), batch_id, digest.hex().encode())
+    cursor.executemany(
+        "INSERT OR IGNORE INTO event_ids (id, batch_id, content_sha256) VALUES (?, ?, ?)", claims
+    )
+    known = _known(connection, [event_id for event_id, _, _ in claims])
+    return {event_id for event_id, batch_id, _ in claims if known[event_id].batch_id == batch_id}
 
 
 class _Known(NamedTuple):
@@ -250,48 +276,32 @@ def _known(connection: Connection, ids: Sequence[str]) -> dict[str, _Known]:
     return {event_id: _Known(*kept) for event_id, *kept in cursor.fetchall()}
 
 
-def _write_batch(
-    connection: Connection,
-    batch_id: int,
-    day: date,
-    rows: Sequence[EventRow],
-    segment: str,
-    offset: int,
-    *,
-    late: bool,
+def _write(
+    connection: Connection, packed: Packed, batch_of: Mapping[date, int], segment: str, offset: int
 ) -> None:
-    """Write the new events of one day, in the order of their ids, and the batch that vouches for them."""
-    day_text = day.isoformat()
-    if connection.dialect.name == "postgresql":
-        lines = (
-            b'%b,"%b",%d,"%b",%d'
-            % (row.line, day_text.encode(), batch_id, row.hour.encode(), row.context_band)
-            for row in rows
+    """Write events and the batches that vouch for them, one a day."""
+    closed = closed_days(connection, packed.all_days)
+    for each in packed.days:
+        batch_id = batch_of[each.day]
+        if connection.dialect.name == "postgresql":
+            copy_lines(connection, partition_name(each.day), EVENT_COLUMNS, each.lines(batch_id))
+        else:
+            cursor: Any = connection.connection.cursor()
+            cursor.executemany(_INSERT_EVENTS.format(day=each.day.isoformat(), batch_id=batch_id), each.rows)
+        prompt, cached, completion = each.tokens
+        connection.execute(
+            event_batches.insert().values(
+                id=batch_id,
+                day=each.day,
+                bill_day=None if each.day in closed else each.day,
+                segment=segment,
+                offset_bytes=offset,
+                requests=each.requests,
+                prompt_tokens=prompt,
+                cached_tokens=cached,
+                completion_tokens=completion,
+                events_root=each.events_root,
+                stored_at=datetime.now(timezone.utc),
+                rolled_up=False,
+            )
         )
-        copy_lines(connection, partition_name(day), EVENT_COLUMNS, lines)
-    else:
-        values = ((*_stored(row.said), day_text, batch_id, row.hour, row.context_band) for row in rows)
-        insert_rows(connection, usage_events, EVENT_COLUMNS, values)
-    prompt, cached, completion = (sum(column) for column in zip(*(row.tokens for row in rows), strict=True))
-    connection.execute(
-        event_batches.insert().values(
-            id=batch_id,
-            day=day,
-            bill_day=None if late else day,
-            segment=segment,
-            offset_bytes=offset,
-            requests=len(rows),
-            prompt_tokens=prompt,
-            cached_tokens=cached,
-            completion_tokens=completion,
-            events_root=merkle_root(row.content_sha256 for row in rows),
-            stored_at=datetime.now(timezone.utc),
-            rolled_up=False,
-        )
-    )
-
-
-def _stored(said: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What was said, as the columns take it: the prefix of a prompt in bytes."""
-    prefix = said[_PREFIX]
-    return said if prefix is None else (*said[:_PREFIX], prefix.encode(), *said[_PREFIX + 1 :])

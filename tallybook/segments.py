@@ -74,6 +74,18 @@ def read_segment(segment: Path, offset: int, about_bytes: int = 1 << 20) -> Extr
             about_bytes *= 2  # so that parsing again stays linear in what is read
 
 
+def reread_segment(segment: Path, offset: int, next_offset: int) -> list[Line]:
+    """The lines that `read_segment` has believed between two offsets that it gave.
+
+    Raises: DamagedSegmentError; OSError.
+    """
+    with segment.open("rb") as file:
+        file.seek(offset)
+        data = file.read(next_offset - offset)
+    # What follows the last marker was believed then, or it would lie behind `next_offset`.
+    return believed_lines(data, offset, to_the_end=True).lines
+
+
 def believed_lines(data: bytes, offset: int, *, to_the_end: bool) -> Extract:
     """The same for bytes in memory that start at `offset`, just behind a marker or at the segment's start.
 
