@@ -11,6 +11,7 @@ import itertools
 import select
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections import deque
@@ -21,6 +22,7 @@ import httptools
 
 from serving.errors import ModelRejectedError, ModelTimeoutError, ModelUnavailableError
 
+_TIMEVAL = struct.Struct("@ll")  # struct timeval
 _READ_BYTES = 16 * 1024
 _MOST_HEAD_BYTES = 64 * 1024
 _MOST_ANSWER_BYTES = 256 << 20
@@ -73,6 +75,7 @@ class EngineAddress:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             if self._tls is not None:
                 return self._tls.wrap_socket(connection, server_hostname=self._host)
+            connection.settimeout(None)
         except BaseException:
             connection.close()
             raise
@@ -133,9 +136,8 @@ class Answer:
 
     def read_head(self, timeout_seconds: float) -> None:
         """Raises: OSError, ConnectionError: as the socket does; ModelRejectedError: no HTTP."""
-        self._connection.settimeout(timeout_seconds)
         while not self._in_body:
-            data = self._connection.recv(_READ_BYTES)
+            data = _receive(self._connection, timeout_seconds)
             if not data:
                 raise ConnectionResetError("the engine closed the connection before it answered")
             self._head_bytes += len(data)
@@ -149,9 +151,8 @@ class Answer:
         Raises: TimeoutError: nothing came, and reading may go on. ModelRejectedError: it broke off.
         """
         while not self._parts and not self.ended:
-            self._connection.settimeout(timeout_seconds)
             try:
-                data = self._connection.recv(_READ_BYTES)
+                data = _receive(self._connection, timeout_seconds)
             except TimeoutError:
                 raise
             except OSError as error:
@@ -285,8 +286,7 @@ class Upstream:
         answer = Answer(address, connection)
         self._under_way.add(answer)
         try:
-            connection.settimeout(timeout_seconds)
-            connection.sendall(address.request(path, body, headers))
+            _send(connection, address.request(path, body, headers), timeout_seconds)
             answer.read_head(timeout_seconds)
         except TimeoutError:
             self.done(answer)
@@ -300,6 +300,37 @@ class Upstream:
             self.done(answer)
             raise
         return answer
+
+
+def _send(connection: socket.socket, data: bytes, timeout_seconds: float) -> None:
+    """Raises: TimeoutError: the engine takes nothing for so long. OSError."""
+    try:
+        _wait_at_most(connection, timeout_seconds, socket.SO_SNDTIMEO)
+        connection.sendall(data)
+    except BlockingIOError:
+        raise TimeoutError from None
+
+
+def _receive(connection: socket.socket, timeout_seconds: float) -> bytes:
+    """Raises: TimeoutError; OSError."""
+    try:
+        _wait_at_most(connection, timeout_seconds, socket.SO_RCVTIMEO)
+        return connection.recv(_READ_BYTES)
+    except BlockingIOError:
+        raise TimeoutError from None
+
+
+def _wait_at_most(connection: socket.socket, seconds: float, option: int) -> None:
+    """Bound the next call by the system's own timeout, which raises BlockingIOError.
+
+    Python's polls before each call, and each poll lets go of the interpreter: switching between a worker's
+    threads then costs more than the call. TLS knows only Python's.
+    """
+    if isinstance(connection, ssl.SSLSocket):
+        connection.settimeout(seconds)
+    else:
+        whole, rest = divmod(max(1, int(seconds * 1e6)), 1_000_000)  # 0 would be for ever
+        connection.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(whole, rest))
 
 
 def _has_length(headers: Mapping[bytes, bytes]) -> bool:
