@@ -20,7 +20,6 @@ from billing.backlog import behind
 from billing.closure import prove
 from billing.costs.file import CostList, read_costs
 from billing.errors import DayError, MailError, SourceError
-from billing.files import write_whole
 from billing.ingest import ingest as ingest_journal
 from billing.kafka import Topic, drain, follow
 from billing.ledger import closed_days, lock_ledger, open_ledger, reading, writing
@@ -40,6 +39,7 @@ from billing.settings import BillingSettings
 from billing.store import IngestResult
 from billing.tables import bill_days
 from tallybook.calendar import ONE_DAY, day_interval, today
+from tallybook.files import write_whole
 
 _A_SHARD = 1000  # subscribers a task
 

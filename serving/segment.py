@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
+from tallybook.files import sync_folder
 from tallybook.segments import REFUSED, SUFFIX, committed
 
 _ROOM_BYTES = 64 * 1024  # a new segment must have at least so much room, or it is not begun
@@ -42,7 +43,7 @@ class SegmentWriter:
             os.ftruncate(self._file, 0)
             os.fdatasync(self._file)
             unborn.rename(self.path)
-            _sync_folder(directory)
+            sync_folder(directory)
         except BaseException:
             os.close(self._file)
             for leftover in (unborn, self.path):
@@ -113,11 +114,3 @@ def _write(file: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(file, rest) :]
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,6 +16,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from tallybook.files import sync_folder
 from tallybook.segments import SUFFIX, committed
 from tallybook.usage import MAX_TEXT, InvalidEventError, instant, new_event_id
 
@@ -106,11 +107,7 @@ def record(journal_dir: Path, act: Act) -> None:
     except OSError:
         unborn.unlink(missing_ok=True)
         raise
-    folder = os.open(journal_dir, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(journal_dir)
 
 
 def _check(act: Act) -> None:

@@ -21,12 +21,13 @@ GROUND = {
     "calendar",
     "captured",
     "database",
+    "files",
     "settings",
     "release_steps",
     "segments",
     "toml",
 }  # modules that every package may stand on
-STANDARD_LIBRARY_ONLY = {"acts", "usage", "calendar", "segments"}
+STANDARD_LIBRARY_ONLY = {"acts", "usage", "calendar", "files", "segments"}
 OURS = {"tallybook", *MAY_IMPORT}
 LONGEST_LINES = 400
 

@@ -16,9 +16,9 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from billing.errors import ExportError, LedgerError
-from billing.files import whole_file
 from billing.tables import bill_days, bill_lines, event_batches
 from tallybook.calendar import ONE_DAY, day_interval, month_start, next_month
+from tallybook.files import whole_file
 
 _BATCH_ROWS = 2000  # how many lines of a period are in memory at once
 _EXACT = Context(prec=60, traps=[Inexact])

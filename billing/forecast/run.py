@@ -9,12 +9,12 @@ from typing import get_args
 from billing.costs.file import read_costs
 from billing.day_sums import sum_days
 from billing.errors import CostsError
-from billing.files import write_whole
 from billing.forecast.report import Report, SeriesKind, forecast_report
 from billing.forecast.text import draw_forecast, tell_forecast, write_forecast
 from billing.ledger import open_ledger, reading, writing
 from billing.settings import BillingSettings
 from billing.simulation.mark import is_simulated
+from tallybook.files import write_whole
 
 
 def run_forecast(settings: BillingSettings, last: date, out: Path | None) -> tuple[str, list[Path]]:

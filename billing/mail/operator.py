@@ -9,7 +9,6 @@ from email.message import EmailMessage
 from sqlalchemy.exc import OperationalError
 
 from billing.errors import BillingError, LedgerError
-from billing.files import write_whole
 from billing.ledger import open_ledger, writing
 from billing.mail.day import POLICY, headed
 from billing.mail.outbox import deliver, enqueue, file_name
@@ -17,6 +16,7 @@ from billing.mail.smtp import SmtpServer
 from billing.reports.words import shown
 from billing.settings import BillingSettings
 from tallybook.calendar import billing_day
+from tallybook.files import write_whole
 
 _ERROR_LENGTH = 2_000  # characters; the log has the rest
 

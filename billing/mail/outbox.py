@@ -21,12 +21,12 @@ from sqlalchemy.engine import Connection, Engine
 
 from billing.alone import alone
 from billing.errors import MailError
-from billing.files import write_whole
 from billing.ledger import insert, reading, writing
 from billing.mail.day import POLICY
 from billing.mail.smtp import SmtpServer, SmtpSession
 from billing.settings import BillingSettings
 from billing.tables import mails
+from tallybook.files import write_whole
 
 # As long as mail servers try (RFC 5321, 4.5.4.1); what can't be handed over at all is tried for ever.
 GIVE_UP_AFTER = timedelta(days=5)

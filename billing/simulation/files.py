@@ -6,9 +6,9 @@ import json
 from decimal import Decimal
 from pathlib import Path
 
-from billing.files import write_whole
 from billing.simulation.world import DEPARTMENTS, MODELS, World
 from tallybook.calendar import month_start
+from tallybook.files import write_whole
 
 _NOTE = "# Written by `tallybook simulate`: of a made-up company.\n"
 # A month's budget for each request that a working day has: one is too small, one just so, the rest ample.

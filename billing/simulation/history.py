@@ -15,7 +15,6 @@ from pathlib import Path
 from sqlalchemy.engine import Engine
 
 from billing.bills import close_day
-from billing.files import write_whole
 from billing.ingest import ingest
 from billing.ledger import writing
 from billing.prices.book import sync_prices
@@ -24,6 +23,7 @@ from billing.simulation.days import day_lines
 from billing.simulation.files import settings_of, write_models, write_price_files
 from billing.simulation.mark import mark_simulated
 from billing.simulation.world import World
+from tallybook.files import write_whole
 from tallybook.segments import committed
 
 _BATCH = 5_000  # events between two markers of a segment

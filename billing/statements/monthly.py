@@ -11,7 +11,6 @@ from sqlalchemy.engine import Connection, Engine
 from billing.daily import deliver_mails
 from billing.errors import DayError
 from billing.exports.closed_bills import month_of, open_days, told_days
-from billing.files import write_whole
 from billing.ledger import open_ledger, reading, writing
 from billing.mail.outbox import enqueue, is_enqueued
 from billing.selection import Selection
@@ -20,6 +19,7 @@ from billing.statements.mail import compose_statement, statement_pdf
 from billing.statements.statement import Statement, statement
 from billing.statements.text import as_csv, as_text
 from tallybook.calendar import month_start
+from tallybook.files import write_whole
 
 
 def days_to_close(settings: BillingSettings, month: date) -> list[date]:

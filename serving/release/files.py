@@ -9,7 +9,6 @@ of a change nothing is wrong.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped]  # ships
 
 from serving.protos import Message, model_server_config_pb2
 from serving.release.share import InvalidShareError, parse_percent, percent
+from tallybook.files import write_whole
 
 STABLE, CANARY, PREVIOUS = "stable", "canary", "previous"
 _SHARES = "canary_shares.json"
@@ -54,7 +54,7 @@ def read_config(path: Path) -> Message | None:
 
 def write_config(path: Path, config: Message) -> None:
     """Replace the file at once: whoever reads it sees the old one or the new one. Raises: OSError."""
-    _replace(path, text_format.MessageToString(config))
+    write_whole(path, text_format.MessageToString(config).encode())
 
 
 def read_shares(config_path: Path) -> dict[str, int]:
@@ -76,7 +76,7 @@ def read_shares(config_path: Path) -> dict[str, int]:
 def write_shares(config_path: Path, shares: Mapping[str, int]) -> None:
     """Replace the shares at once. Raises: OSError."""
     document = {model: percent(share) for model, share in sorted(shares.items())}
-    _replace(config_path.with_name(_SHARES), json.dumps(document, indent=2) + "\n")
+    write_whole(config_path.with_name(_SHARES), json.dumps(document, indent=2).encode() + b"\n")
 
 
 def entry_of(config: Message | None, model: str) -> Message | None:
@@ -117,21 +117,3 @@ def _stamp(path: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return status.st_mtime_ns, status.st_size, status.st_ino
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("w", encoding="utf-8") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
-    descriptor = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -28,8 +28,13 @@ def whole_file(file: Path) -> Iterator[BinaryIO]:
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)
-    folder = os.open(file.parent, os.O_RDONLY)
+    sync_folder(file.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Put the names in a folder on disk, so that a new name outlives a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
