@@ -15,16 +15,16 @@ from sqlalchemy.engine import Connection
 from billing import chain
 from billing.aggregates import prove_hours, roll_up, sum_hours
 from billing.beside import beside
-from billing.bulk import insert_rows
 from billing.closure import Begun, Proof, prove
 from billing.errors import DayError
 from billing.ledger import insert, lock_ledger
-from billing.lines import COLUMNS, Rater, make_lines
+from billing.line_writer import LineWriter
+from billing.lines import Rater, make_lines
 from billing.minimums import minimum_lines
 from billing.month_totals import add_closed_lines, tokens_before
 from billing.owing import CLOSED, owing_days, usage_to_bill
 from billing.prices.tariff import Tariff
-from billing.seals import line_leaf, seal
+from billing.seals import seal
 from billing.tables import bill_days, bill_lines, event_batches
 from billing.wallets import charge_wallets
 from tallybook.calendar import day_interval
@@ -70,22 +70,22 @@ def _draft(connection: Connection, day: date, tariff: Tariff, usage: sa.Table) -
         insert(connection, bill_days).values(day=day, state="draft", early=False).on_conflict_do_nothing()
     )
     drafted: list[date] = []
-    leaves: list[bytes] = []
+    writer = LineWriter(connection)
     for usage_day in [*owing_days(connection, day, tariff.price_list), day]:
         rater = Rater(tariff, usage_day)
         for usages in usage_to_bill(connection, usage_day, usage if usage_day == day else None):
             users = (usages[0].user_id, usages[-1].user_id)
             before = tokens_before(connection, day, usage_day, drafted, users)
-            rows = make_lines(day, usage_day, rater, usages, before)
-            insert_rows(connection, bill_lines, COLUMNS, rows)
-            leaves += map(line_leaf, rows)
+            with writer.behind():
+                writer.add(make_lines(day, usage_day, rater, usages, before))
+        writer.flush()
         # Not all at once as they come: they are read while nothing is being copied.
         topped_up = minimum_lines(connection, day, usage_day, tariff, rater)
         while some := list(islice(topped_up, _LINES_AT_ONCE)):
-            insert_rows(connection, bill_lines, COLUMNS, some)
-            leaves += map(line_leaf, some)
+            writer.add(some)
+            writer.flush()
         drafted.append(usage_day)
-    return leaves
+    return writer.leaves
 
 
 def close_day(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import sqlalchemy as sa
@@ -30,17 +31,32 @@ def insert_rows(
         cursor.executemany(f"INSERT INTO {table.name} ({names}) VALUES ({marks})", rows)  # noqa: S608
 
 
-def stream(connection: Connection, query: sa.Executable) -> Iterator[tuple[Any, ...]]:
+def stream(connection: Connection, query: sa.Executable, *, ahead: bool = False) -> Iterator[tuple[Any, ...]]:
     """Rows of a query as the driver gives them, some thousand at a time.
 
     For text, whole numbers and truth, which need no conversion on any database.
+    `ahead`: PostgreSQL may fetch the next rows while the caller works on these, and does nothing else on the
+    connection.
     """
     with connection.execute(query, execution_options={"yield_per": _ROWS_AT_ONCE}) as result:
         # SQLAlchemy may have read one row ahead; what comes after it is taken from the driver.
         yield from map(tuple, result.fetchmany(1))
         cursor: Any = result.cursor
-        while cursor is not None and (part := cursor.fetchmany(_ROWS_AT_ONCE)):
+        if cursor is None:
+            return
+        if ahead and connection.dialect.name == "postgresql":
+            yield from _fetched_ahead(cursor)
+        while part := cursor.fetchmany(_ROWS_AT_ONCE):
             yield from part
+
+
+def _fetched_ahead(cursor: Any) -> Iterator[tuple[Any, ...]]:
+    with ThreadPoolExecutor(1) as thread:
+        part = cursor.fetchmany(_ROWS_AT_ONCE)
+        while part:
+            coming = thread.submit(cursor.fetchmany, _ROWS_AT_ONCE)
+            yield from part
+            part = coming.result()
 
 
 def copy_lines(connection: Connection, table: str, columns: Sequence[str], lines: bytes) -> None:

@@ -33,6 +33,8 @@ class Rater:
 
     def subject(self, usage: Iterable[Any]) -> Subject:
         """The subject that is billed: the department is the one that a rule assigns, where one does."""
+        if not self._tariff.departments:
+            return Subject._make(usage)
         user, project, department, *what = usage
         assigned = self._tariff.departments.assigned(user, project, department, self._day)
         return Subject(user, project, assigned, *what)

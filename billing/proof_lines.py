@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from datetime import date
-from itertools import groupby
-from operator import itemgetter
 from typing import Any, NamedTuple, NoReturn
 
 import sqlalchemy as sa
@@ -94,37 +92,49 @@ def _prove(
     no_counts = [sa.literal(0, sa.BigInteger).label(name) for name in COUNTS]
     query = sa.union_all(*used, sa.select(*columns, *no_counts).where(which)).order_by("user_id")
     prices: dict[tuple[Any, ...], ExactPrice] = {}
-    for _, of_user in groupby(stream(connection, query), key=itemgetter(0)):
-        left: dict[tuple[Any, ...], list[int]] = {}  # tokens used, less those on lines, by direction
-        for row in of_user:
-            subject, direction = row[:_KEY_END], row[_KEY_END]
-            if direction is None:
-                counts = quantities(*row[_NUMBERS_END:])
-                so_far = left.setdefault(rater.subject(subject), [0, 0, 0])
-                for number, tokens in enumerate(counts):
-                    so_far[number] += tokens
-                continue
-            tokens, before, amount = row[_TERMS_END:_NUMBERS_END]
-            if direction != MINIMUM:
-                left.setdefault(subject, [0, 0, 0])[_NUMBER_OF[direction]] -= tokens
-            if row[_KEY_END + 1] == UNRATED:
-                continue
-            said = row[_PAYER:_TERMS_END]
-            price = prices.get(said)
-            if price is None:
-                terms = _Terms(*row[_KEY_END:_TERMS_END])
-                price = prices[said] = _price_of_line(usage_day, rater, Subject(*subject), terms)
-            if direction == MINIMUM:
-                continue
-            owed = charge(before + tokens, price) - (charge(before, price) if before else 0)
-            if amount != owed:
-                what = f"{tokens} {direction} tokens after {before} cost {owed} minor units"
-                differ(usage_day, Subject(*subject), f"{what}, the lines say {amount}")
-        for subject, differences in left.items():
-            for direction, tokens in zip(DIRECTIONS, differences, strict=True):
-                if tokens:
-                    what = f"the usage is {tokens:+} {direction} tokens against the lines"
-                    differ(usage_day, Subject(*subject), what)
+    user = None
+    left: dict[
+        tuple[Any, ...], list[int]
+    ] = {}  # of this user: tokens used, less those on lines, by direction
+    for row in stream(connection, query, ahead=True):
+        if row[0] != user:
+            _prove_nothing_left(usage_day, left)
+            user, left = row[0], {}
+        subject, direction = row[:_KEY_END], row[_KEY_END]
+        if direction is None:
+            subject = rater.subject(subject)
+        so_far = left.get(subject)
+        if so_far is None:
+            so_far = left[subject] = [0, 0, 0]
+        if direction is None:
+            for number, tokens in enumerate(quantities(*row[_NUMBERS_END:])):
+                so_far[number] += tokens
+            continue
+        tokens, before, amount = row[_TERMS_END:_NUMBERS_END]
+        if direction != MINIMUM:
+            so_far[_NUMBER_OF[direction]] -= tokens
+        if row[_KEY_END + 1] == UNRATED:
+            continue
+        said = row[_PAYER:_TERMS_END]
+        price = prices.get(said)
+        if price is None:
+            terms = _Terms(*row[_KEY_END:_TERMS_END])
+            price = prices[said] = _price_of_line(usage_day, rater, Subject(*subject), terms)
+        if direction == MINIMUM:
+            continue
+        owed = charge(before + tokens, price) - (charge(before, price) if before else 0)
+        if amount != owed:
+            what = f"{tokens} {direction} tokens after {before} cost {owed} minor units"
+            differ(usage_day, Subject(*subject), f"{what}, the lines say {amount}")
+    _prove_nothing_left(usage_day, left)
+
+
+def _prove_nothing_left(usage_day: date, left: dict[tuple[Any, ...], list[int]]) -> None:
+    for subject, differences in left.items():
+        if any(differences):
+            tokens, direction = next((t, d) for t, d in zip(differences, DIRECTIONS, strict=True) if t)
+            what = f"the usage is {tokens:+} {direction} tokens against the lines"
+            differ(usage_day, Subject(*subject), what)
 
 
 def _price_of_line(usage_day: date, rater: Rater, subject: Subject, said: _Terms) -> ExactPrice:

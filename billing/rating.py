@@ -109,12 +109,13 @@ class Terms:
         """
         if not self._bounds:
             price = self.exact[0]
-            amount = charge(tokens_before + tokens, price) - charge(tokens_before, price)
+            before = charge(tokens_before, price) if tokens_before else 0
+            amount = charge(tokens_before + tokens, price) - before
             return [Charge(0, tokens_before, tokens, amount)] if tokens else []
-        before, after = self.spread(tokens_before), self.spread(tokens_before + tokens)
+        had, has = self.spread(tokens_before), self.spread(tokens_before + tokens)
         return [
             Charge(tier, was, now - was, charge(now, self.exact[tier]) - charge(was, self.exact[tier]))
-            for tier, (was, now) in enumerate(zip(before, after, strict=True))
+            for tier, (was, now) in enumerate(zip(had, has, strict=True))
             if was != now
         ]
 
