@@ -187,4 +187,4 @@ def _complaint(body: bytes) -> str:
 
 def _wait(answer: Answer) -> int:
     said = answer.headers.get(b"retry-after", b"")
-    return max(1, min(int(said), _LONGEST_WAIT_SECONDS)) if said.isdigit() else 1
+    return max(1, min(int(said[:9]), _LONGEST_WAIT_SECONDS)) if said.isdigit() else 1

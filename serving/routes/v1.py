@@ -44,6 +44,7 @@ from serving.routes.v1_requests import (
 from serving.services import Services
 
 _JSON = "application/json"
+_NO_ANSWER = "The engine of this model answered something that is no answer."
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -111,8 +112,8 @@ def embeddings(services: Services, environ: Mapping[str, Any]) -> bytes:
     target = _target(services, current, document, "embeddings")
     prompt = target.tokenizer.texts(inputs_of(document, "input"))
     check_embedding_lengths(target.engine, prompt)
-    call = EngineCall(services, current, target, "embeddings", prompt, prompt.tokens)
     body = for_engine(target.engine, Asked(target.model, document), None)
+    call = EngineCall(services, current, target, "embeddings", prompt, prompt.tokens)
     return _whole(call, "/embeddings", body)
 
 
@@ -181,19 +182,19 @@ def _whole(call: EngineCall, path: str, body: bytes) -> bytes:
     answer = call.ask(path, body)
     try:
         document = _document(answer.read_all(call.deadline))
+        texts = [text for choice in _choices(document) for text in texts_of(choice, "message")]
+        usage = read_usage(document.get("usage"))
+        estimated = usage is None or (not usage.completion and bool(texts))
+        if usage is None or estimated:
+            usage = call.counted(texts)
+            document["usage"] = _said(usage, embeddings="choices" not in document)
+        document["model"] = call.target.model
+        answered = _dumped(document)
     except BaseException as error:
         call.failed(error)
         raise
     finally:
         call.done(answer)
-    texts = [text for choice in _choices(document) for text in texts_of(choice, "message")]
-    usage = read_usage(document.get("usage"))
-    estimated = usage is None or (not usage.completion and bool(texts))
-    if usage is None or estimated:
-        usage = call.counted(texts)
-        document["usage"] = _said(usage, embeddings="choices" not in document)
-    document["model"] = call.target.model
-    answered = orjson.dumps(document)
     call.record(200, usage, estimated=estimated, answer=answered)
     return answered
 
@@ -204,8 +205,15 @@ def _document(body: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         document = None
     if not isinstance(document, dict) or not ("choices" in document or "data" in document):
-        raise ModelRejectedError("The engine of this model answered something that is no answer.")
+        raise ModelRejectedError(_NO_ANSWER)
     return document
+
+
+def _dumped(document: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(document)
+    except orjson.JSONEncodeError:  # it is nested deeper than anything that means something
+        raise ModelRejectedError(_NO_ANSWER) from None
 
 
 def _choices(document: Mapping[str, Any]) -> list[dict[str, Any]]:

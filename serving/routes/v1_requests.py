@@ -122,11 +122,14 @@ def inputs_of(document: dict[str, Any], param: str) -> list[str | list[int]]:
 
 
 def chat_prompt(tokenizer: EngineTokenizer, document: dict[str, Any]) -> Prompt:
-    """What the messages come to. Raises: InvalidValueError."""
+    """What the messages come to. Raises: InvalidValueError. BadRequestError: nested too deeply."""
     more = document.get("chat_template_kwargs")
     if more is not None and not isinstance(more, dict):
         raise InvalidValueError("chat_template_kwargs", "chat_template_kwargs must be an object.")
-    return tokenizer.chat(messages_of(document), document.get("tools"), more)
+    try:
+        return tokenizer.chat(messages_of(document), document.get("tools"), more)
+    except RecursionError:
+        raise BadRequestError("The body is nested too deeply.") from None
 
 
 def most_tokens(engine: Engine, asked: Asked, prompt: Prompt) -> int:

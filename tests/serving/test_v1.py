@@ -4,10 +4,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
+from serving.engines.tokens import EngineTokenizer
 from tests.apis import USER, Api, running_app
 from tests.engines import (
+    CHAT_TEMPLATE,
     MODEL,
     StandInEngine,
     chunk,
@@ -18,6 +21,7 @@ from tests.engines import (
     usage_chunk,
     whole,
     write_engines,
+    write_tokenizer,
 )
 
 HELLO = [{"role": "user", "content": "how are you"}]  # <user> how are you </> <assistant>: 6 tokens
@@ -44,6 +48,12 @@ class Gateway:
         answer = self.chat(stream=True, **body)
         assert answer.status_code == 200, answer.data
         return events_of(answer.data)
+
+
+def held(gateway: Gateway) -> tuple[int, int]:
+    """Places at the engine, and tokens of quotas, that requests hold."""
+    services = gateway.api.services
+    return services.queue.under_way(MODEL), services.quotas.reserved_tokens()
 
 
 def events_of(data: bytes) -> list[Any]:
@@ -192,6 +202,7 @@ def test_a_model_is_asked_only_what_it_is_for(tmp_path: Path) -> None:
         (whole({}, 504), 504, "model_timeout"),
         (whole(b"not JSON"), 502, "model_rejected"),
         (whole([1]), 502, "model_rejected"),
+        (whole(b'{"choices": [], "more": ' + b"[" * 300 + b"]" * 300 + b"}"), 502, "model_rejected"),
         (whole({"error": {"message": "failed"}}), 502, "model_rejected"),
         ([b"SSH-2.0-OpenSSH_9\r\n\r\n"], 502, "model_rejected"),
         ([b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"], 502, "model_rejected"),
@@ -213,9 +224,51 @@ def test_what_an_engine_does_wrong_costs_nothing_and_is_recorded_once(
     [event] = gateway.api.events()
     assert (event.status, event.total_tokens) == (status, 0)
     assert event.id == answer.headers["X-Request-ID"]
+    assert held(gateway) == (0, 0)
     if code == "model_overloaded":
         assert answer.headers["Retry-After"] == "17"
     assert len(gateway.engine.asked) == 1
+
+
+def test_an_engine_that_names_an_endless_wait_is_given_an_hour(gateway: Gateway) -> None:
+    gateway.engine.script = lambda asked: whole({}, 503, f"Retry-After: {'9' * 5000}\r\n")
+    answer = gateway.chat()
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "3600")
+
+
+@pytest.mark.parametrize("tool_calls", [5, True, {"function": 1}, [1, {"function": 2}]])
+def test_tool_calls_that_are_none_are_passed_on_and_not_counted(gateway: Gateway, tool_calls: object) -> None:
+    message = {"role": "assistant", "content": "one two", "tool_calls": tool_calls}
+    gateway.engine.script = lambda asked: whole({"choices": [{"index": 0, "message": message}]})
+    answer = gateway.chat()
+    assert answer.get_json()["choices"][0]["message"] == message
+    [event] = gateway.api.events()
+    assert (event.completion_tokens, held(gateway)) == (2, (0, 0))
+
+
+@pytest.mark.parametrize("chat_template", [CHAT_TEMPLATE, "{{ tools | tojson }}", None])
+@pytest.mark.parametrize(
+    ("path", "field"), [("/embeddings", "user"), ("/completions", "user"), ("/chat/completions", "tools")]
+)
+@pytest.mark.parametrize("depth", [300, 1000])
+def test_a_body_that_is_nested_too_deeply_is_refused_and_holds_nothing(
+    tmp_path: Path, path: str, field: str, depth: int, chat_template: str | None
+) -> None:
+    with running_gateway(tmp_path) as gateway:
+        tokenizer = write_tokenizer(tmp_path / "other", chat_template)
+        target = gateway.api.services.engines[MODEL]
+        target.tokenizer = EngineTokenizer(target.engine.model_copy(update={"tokenizer": str(tokenizer)}))
+        body = {"model": MODEL, "messages": HELLO, "input": "a", "prompt": "a"}
+        deep = b"[" * depth + b"]" * depth
+        answer = gateway.api.client.post(
+            f"/v1{path}",
+            data=b'%s, "%s": %s}' % (orjson.dumps(body)[:-1], field.encode(), deep),
+            headers=USER,
+        )
+        assert (answer.status_code, answer.get_json()["error"]["code"]) == (400, "bad_request")
+        assert held(gateway) == (0, 0)
+        assert gateway.engine.asked == []
+        assert gateway.api.events() == []
 
 
 def test_an_engine_that_is_away_is_a_503(gateway: Gateway) -> None:

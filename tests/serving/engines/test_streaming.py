@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from serving.engines import streaming
+from serving.engines import streaming, upstream
 from tests.engines import MODEL, chunk, streamed, usage, usage_chunk
 from tests.modelservers import wait_until
-from tests.serving.test_v1 import PROMPT_TOKENS, Gateway, events_of, gateway, running_gateway
+from tests.serving.test_v1 import PROMPT_TOKENS, Gateway, events_of, gateway, held, running_gateway
 
 __all__ = ["gateway"]
 
@@ -250,3 +250,26 @@ def test_a_place_is_given_back_whatever_happens(gateway: Gateway) -> None:
     gateway.chat()
     wait_until(lambda: queue.under_way(MODEL) == 0)
     assert [event.status for event in gateway.api.events()] == [200, 499, 502]
+
+
+def test_nonsense_that_waits_when_the_client_leaves_costs_no_place_and_no_bill(gateway: Gateway) -> None:
+    nonsense = b'data: {"choices": [], "more": ' + b"[" * 300 + b"]" * 300 + b"}\n\n"
+    go_on = threading.Event()
+
+    def script(asked: object) -> Iterator[bytes]:
+        yield from streamed(chunk("one "), done=False, end=False)
+        assert go_on.wait(30)
+        yield from list(streamed(nonsense, done=False, end=False))[1:]
+        assert gateway.engine.was_left.wait(30)
+
+    gateway.engine.script = script
+    answer = gateway.chat(stream=True)
+    assert b"one" in next(iter(answer.response))
+    go_on.set()
+    [under_way] = gateway.api.services.engines[MODEL].upstream._under_way
+    wait_until(lambda: upstream._readable(under_way._connection))
+    gateway.engine.was_left.set()
+    answer.close()
+    [event] = gateway.api.events()
+    assert (event.status, event.completion_tokens) == (499, 1)
+    assert held(gateway) == (0, 0)
