@@ -24,7 +24,7 @@ def serve(**options: Any) -> None:
 
     settings = ServingSettings(**{name: value for name, value in options.items() if value is not None})
     try:
-        check_engines(settings.engines_file, settings.embedding_models)
+        check_engines(settings.engines_file, settings.own_models)
     except EnginesFileError as error:
         raise click.ClickException(str(error)) from error
     if settings.workers > 1 and settings.quotas and settings.redis_url is None:

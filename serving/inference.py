@@ -125,13 +125,30 @@ class ModelClient:
         Shorter ones are padded with 0 and masked.
         Raises: as `predict`.
         """
+        output = _Output(model, version, "embeddings", len(inputs), "dimension")
+        return self._ask_batch(output, inputs, timeout_seconds, metadata)
+
+    def classify(
+        self,
+        model: str,
+        version: int,
+        inputs: Sequence[Sequence[int]],
+        timeout_seconds: float,
+        metadata: Metadata = (),
+    ) -> NDArray[np.float32]:
+        """The probabilities, float32 [inputs, labels], of several texts' token ids, likewise."""
+        output = _Output(model, version, "probabilities", len(inputs), "labels")
+        return self._ask_batch(output, inputs, timeout_seconds, metadata)
+
+    def _ask_batch(
+        self, output: _Output, inputs: Sequence[Sequence[int]], timeout_seconds: float, metadata: Metadata
+    ) -> NDArray[np.float32]:
         longest = max(map(len, inputs), default=0)
         if not longest or not all(inputs):
             raise ValueError("inputs must be one or more sequences of one or more token ids")
         ids, mask = np.zeros((2, len(inputs), longest), np.int32)
         for row, one in enumerate(inputs):
             ids[row, : len(one)], mask[row, : len(one)] = one, 1
-        output = _Output(model, version, "embeddings", len(inputs), "dimension")
         return self._ask(output, ids, mask, timeout_seconds, metadata)
 
     def _ask(

@@ -116,6 +116,16 @@ _EMBEDDINGS = _object(
     ("data", "model", "usage"), model=_MODEL_NAME, data={"type": "array", "items": _VECTOR},
     usage=_object(("prompt_tokens", "total_tokens"), prompt_tokens=_COUNT, total_tokens=_COUNT),
 )  # fmt: skip
+_CLASSIFICATION = _object(("model", "input"), model=_MODEL_NAME, input=_texts(1), use_activation=_BOOLEAN)
+_CLASS = _object(
+    ("index", "label", "probs", "num_classes"),
+    index=_COUNT, label={"type": "string"}, num_classes=_COUNT,
+    probs={"type": "array", "items": {"type": "number"}},
+)  # fmt: skip
+_CLASSES = _object(
+    ("id", "object", "created", "model", "data", "usage"), object={"const": "list"}, created=_COUNT,
+    id={"type": "string"}, model=_MODEL_NAME, data={"type": "array", "items": _CLASS}, usage=_USAGE,
+)  # fmt: skip
 _MODEL_ENTRY = _object(
     ("id", "object", "created", "owned_by"),
     id=_MODEL_NAME, object={"const": "model"}, created=_COUNT, owned_by={"type": "string"},
@@ -139,8 +149,8 @@ _APPROVAL = {**_object(tokens=_TOKENS, until=_UNTIL), "additionalProperties": Fa
 _ALIVE = _object(("status",), status={"const": "alive"})
 _EVENT = _object(("data",), data={"type": "string"})  # a chunk as JSON, or [DONE]
 _READY = _object(
-    ("status", "model", "model_version", "refused_versions"),
-    status={"const": "ready"}, model=_MODEL_NAME, model_version=_MODEL_NAME, refused_versions=_ANY,
+    ("status", "models", "problems", "refused_versions"),
+    status={"const": "ready"}, models=_ANY, problems=_ANY, refused_versions=_ANY,
 )  # fmt: skip
 
 
@@ -164,6 +174,14 @@ def document() -> dict[str, Any]:
             },
             "/v1/embeddings": {
                 "post": _asks("OpenAI's embeddings.", _EMBEDDINGS, _OF_A_MODEL + _ENGINE, _EMBEDDING)
+            },
+            "/v1/classify": {
+                "post": _asks(
+                    "vLLM's classification, by the model behind /analyze.",
+                    _CLASSES,
+                    _OF_A_MODEL + _ENGINE,
+                    _CLASSIFICATION,
+                )
             },
             "/v1/models": {"get": _asks("The models behind /v1.", _MODELS, _CALLER)},
             "/v1/models/{name}": {

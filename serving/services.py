@@ -54,6 +54,17 @@ class Model(ModelServer, Protocol):
         """Embeddings, float32 [inputs, dimension]."""
         ...
 
+    def classify(
+        self,
+        model: str,
+        version: int,
+        inputs: Sequence[Sequence[int]],
+        timeout_seconds: float,
+        metadata: Metadata = (),
+    ) -> NDArray[np.float32]:
+        """Probabilities, float32 [inputs, labels]."""
+        ...
+
     def close(self) -> None:
         """Let go of the model server."""
         ...
@@ -81,6 +92,11 @@ class Services:
     queue: Queue
     spans: Spans | None
 
+    @property
+    def catalogs(self) -> Mapping[str, Catalog]:
+        """The models on the model server, by their names."""
+        return {self.catalog.model: self.catalog, **self.embedders}
+
     def cut_streams(self) -> None:
         """End the answers of engines that are under way."""
         for engine in self.engines.values():
@@ -88,7 +104,7 @@ class Services:
 
     def close(self) -> None:
         """Commit what waits, stop the threads, close the connections."""
-        for catalog in (self.catalog, *self.embedders.values()):
+        for catalog in self.catalogs.values():
             catalog.close()
         for engine in self.engines.values():
             engine.upstream.close()
@@ -131,7 +147,7 @@ def make_services(
         meter=Meter(settings, journal, metrics),
         quotas=quotas,
         idempotency=Idempotency(access, journal, settings.deadline_seconds),
-        engines=load_engine_models(settings.engines_file, settings.embedding_models),
+        engines=load_engine_models(settings.engines_file, settings.own_models),
         threads=Threads(settings.threads),
         queue=Queue(settings, metrics),
         spans=None if settings.otlp_endpoint is None else Spans(settings.otlp_endpoint),

@@ -40,7 +40,9 @@ class ServingSettings(CommonSettings):
     queue_project_weights: dict[str, Weight] = Field(
         default_factory=dict, description="The same for each user of a project, unless the user has a weight."
     )
-    model: str = Field("review-sentiment", description="Name of the model behind POST /analyze.")
+    model: str = Field(
+        "review-sentiment", description="Name of the model behind POST /analyze and /v1/classify."
+    )
     embedding_models: tuple[str, ...] = Field(
         (),
         description="Names of embedding models (`tallybook export-embedding`) that the model server serves; "
@@ -144,6 +146,11 @@ class ServingSettings(CommonSettings):
     journal_segment_bytes: int = Field(
         64 << 20, ge=4096, description="A journal segment of this size is followed by a fresh one."
     )
+
+    @property
+    def own_models(self) -> tuple[str, ...]:
+        """The models on the model server."""
+        return (self.model, *self.embedding_models)
 
     @field_validator("model", "default_project", "default_department")
     @classmethod

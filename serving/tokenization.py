@@ -94,22 +94,37 @@ class ModelVersion:
                 f"The text has {len(ids)} tokens; version {self.version} of {self.model} "
                 f"takes at most {self.max_length_tokens}."
             )
-        if len(ids) <= self._special_tokens:
+        if self.is_empty(ids):
             raise EmptyTextError("The text has nothing that the model can read.")
         return ids
+
+    def is_empty(self, ids: Sequence[int]) -> bool:
+        """Whether these ids of a text are none but special ones."""
+        return len(ids) <= self._special_tokens
+
+    def label_count(self) -> int:
+        """How many labels it tells apart."""
+        return len(self._labels)
+
+    def label(self, probabilities: Sequence[float]) -> str:
+        """The likeliest label; the first of several. Raises: as `answer`."""
+        return self._labels[self._best(probabilities)][0]
 
     def answer(self, probabilities: Sequence[float]) -> Answer:
         """What to tell the user about these probabilities, in the order of the card's labels.
 
         Raises: ModelRejectedError: they are not one probability for each label.
         """
-        if len(probabilities) != len(self._labels) or not all(0 <= p <= 1.001 for p in probabilities):
-            raise ModelRejectedError("The model's answer is not one probability for each of its labels.")
-        best = max(range(len(self._labels)), key=probabilities.__getitem__)
+        best = self._best(probabilities)
         label, explanation = self._labels[best]
         output = _output(label, explanation, probabilities[best])
         names = (name for name, _ in self._labels)
         return Answer(label, dict(zip(names, probabilities, strict=True)), output, self._count(output))
+
+    def _best(self, probabilities: Sequence[float]) -> int:
+        if len(probabilities) != len(self._labels) or not all(0 <= p <= 1.001 for p in probabilities):
+            raise ModelRejectedError("The model's answer is not one probability for each of its labels.")
+        return max(range(len(self._labels)), key=probabilities.__getitem__)
 
     def _count_all(self) -> int:
         if not self._labels:

@@ -45,7 +45,7 @@ class StandIn:
         self.states = dict.fromkeys(versions or (1,), "AVAILABLE")
         self.failure: Exception | None = None
         self.asked: list[tuple[int, list[int]]] = []
-        self.batches: list[int] = []  # rows of each that was embedded
+        self.batches: list[int] = []  # rows of each
         self.may_answer = threading.Event()
         self.may_answer.set()
         self.was_asked = threading.Semaphore(0)
@@ -81,6 +81,18 @@ class StandIn:
             self.predict(model, version, input_ids, timeout_seconds)
         self.batches.append(len(inputs))
         return np.stack([tiny_embedding(input_ids) for input_ids in inputs])
+
+    def classify(
+        self,
+        model: str,
+        version: int,
+        inputs: Sequence[Sequence[int]],
+        timeout_seconds: float,
+        metadata: Metadata = (),
+    ) -> NDArray[np.float32]:
+        """What the tiny model says of each."""
+        self.batches.append(len(inputs))
+        return np.stack([self.predict(model, version, one, timeout_seconds) for one in inputs])
 
     def version_states(self, model: str, timeout_seconds: float) -> dict[int, str]:
         """The states that the test has set."""

@@ -38,5 +38,5 @@ def check_engines(file: Path, taken: Collection[str] = ()) -> None:
     """Raises: EnginesFileError: what can be seen without reading the tokenizers; a name is `taken`."""
     for engine in read_engines(file):
         if engine.model in taken:
-            raise EnginesFileError("engines_invalid", f"{engine.model} is one of embedding_models too")
+            raise EnginesFileError("engines_invalid", f"{engine.model} is a model of the model server too")
         key_of(engine)

@@ -27,6 +27,7 @@ _READ_BYTES = 16 * 1024
 _MOST_HEAD_BYTES = 64 * 1024
 _MOST_ANSWER_BYTES = 256 << 20
 _IDLE_SECONDS = 4.0  # uvicorn, which most engines run on, closes after 5
+_PROBE_SECONDS = 0.5
 _DOWN_SECONDS = 1.0  # an address that refused is asked last for so long
 
 
@@ -80,6 +81,13 @@ class EngineAddress:
             connection.close()
             raise
         return connection
+
+    def takes_connections(self) -> bool:
+        """Whether somebody listens there."""
+        with contextlib.suppress(OSError):
+            socket.create_connection((self._host, self._port), _PROBE_SECONDS).close()
+            return True
+        return False
 
     def keep(self, connection: socket.socket) -> None:
         """Take a connection back whose answer was read whole."""
@@ -243,6 +251,10 @@ class Upstream:
                 continue
             return self._exchange(address, connection, path, body, headers, timeout_seconds, kept=False)
         raise ModelUnavailableError("The engine of this model can't be reached.")
+
+    def is_reachable(self) -> bool:
+        """Whether an address takes a connection now; each has half a second for it."""
+        return any(address.takes_connections() for address in self._addresses)
 
     def cut_all(self) -> None:
         """End every answer that is under way."""

@@ -22,18 +22,24 @@ def blueprint(services: Services) -> Blueprint:
 
     @routes.get("/readyz")
     def readyz() -> Response:
-        """A request would be answered and recorded; or what is missing for that."""
-        problems = {"journal": services.journal.problem(), services.catalog.model: services.catalog.problem()}
-        missing = [f"{part}: {problem}" for part, problem in problems.items() if problem is not None]
-        if missing:
-            raise NotReadyError(f"Not ready: {'; '.join(missing)}")
-        version = services.catalog.current()
+        """Requests can be recorded, and a model answers; which ones do, and what is wrong with the others."""
+        models, problems = _models(services)
+        unrecorded = services.journal.problem()
+        if unrecorded is not None or not models:
+            missing = {} if unrecorded is None else {"journal": unrecorded}
+            told = "; ".join(f"{part}: {problem}" for part, problem in {**missing, **problems}.items())
+            raise NotReadyError(f"Not ready: {told}")
+        refused = {name: catalog.refused() for name, catalog in services.catalogs.items()}
         return _json(
             {
                 "status": "ready",
-                "model": version.model,
-                "model_version": version.version_name,
-                "refused_versions": {str(number): why for number, why in services.catalog.refused().items()},
+                "models": models,
+                "problems": problems,
+                "refused_versions": {
+                    name: {str(number): why for number, why in found.items()}
+                    for name, found in refused.items()
+                    if found
+                },
             }
         )
 
@@ -48,6 +54,23 @@ def blueprint(services: Services) -> Blueprint:
         return Response(described, content_type="application/json")
 
     return routes
+
+
+def _models(services: Services) -> tuple[dict[str, str], dict[str, str]]:
+    """The version of each model that can answer now; and why the others can't."""
+    models, problems = {}, {}
+    for name, catalog in services.catalogs.items():
+        problem = catalog.problem()
+        if problem is None:
+            models[name] = catalog.current().version_name
+        else:
+            problems[name] = problem
+    for name, engine in services.engines.items():
+        if engine.upstream.is_reachable():
+            models[name] = engine.version_name
+        else:
+            problems[name] = "no address of its engine takes a connection"
+    return models, problems
 
 
 def _json(document: dict[str, object]) -> Response:

@@ -1,4 +1,4 @@
-"""/v1: what OpenAI's clients ask, answered by the engines of `models.toml`, and by embedding models."""
+"""/v1: what OpenAI's clients ask, answered by the engines of `models.toml`, and by the model server."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from flask import Blueprint, Response, request
 
-from serving import embedding
+from serving import classification, embedding
 from serving.access.errors import IdempotencyKeyError
 from serving.access.identity import Caller
 from serving.engines.call import EngineCall
@@ -59,7 +59,7 @@ def blueprint(services: Services) -> Blueprint:
     @routes.get("/models")
     def models() -> Response:
         caller = services.gatekeeper.identify(request.environ)
-        names = (*services.engines, *services.embedders)
+        names = (*services.engines, *services.catalogs)
         usable = (name for name in names if services.gatekeeper.may_use(caller, name))
         entries = [_entry(services, name) for name in usable]
         return Response(orjson.dumps({"object": "list", "data": entries}), content_type=_JSON)
@@ -117,10 +117,22 @@ def embeddings(services: Services, environ: Mapping[str, Any]) -> bytes:
     return _whole(call, "/embeddings", body)
 
 
+def classify(services: Services, environ: Mapping[str, Any]) -> bytes:
+    """POST /v1/classify. Raises: ApiError."""
+    with services.threads:
+        current, document = _begin(services, environ)
+        name = model_of(document)
+        _check_known(services, current.known_caller, name)
+        if name != services.catalog.model:
+            raise _unsupported(services, name, "classify")
+        return classification.answer(services, current, services.catalog, document)
+
+
 POSTS: Mapping[str, Callable[[Services, Mapping[str, Any]], bytes | Relay]] = {
     "/v1/chat/completions": chat,
     "/v1/completions": completions,
     "/v1/embeddings": embeddings,
+    "/v1/classify": classify,
 }
 
 
@@ -139,7 +151,7 @@ def _begin(services: Services, environ: Mapping[str, Any]) -> tuple[Trace, dict[
 
 def _check_known(services: Services, caller: Caller, name: str) -> None:
     services.gatekeeper.check_model(caller, name)
-    if name not in services.engines and name not in services.embedders:
+    if name not in services.engines and name not in services.catalogs:
         raise UnknownModelError(f"There is no model {name[:128]!r}; GET /v1/models lists them.")
 
 
@@ -148,9 +160,18 @@ def _target(services: Services, current: Trace, document: Mapping[str, Any], kin
     _check_known(services, current.known_caller, name)
     target = services.engines.get(name)
     if target is None or kind not in target.engine.kinds:
-        kinds = "embeddings" if target is None else ", ".join(target.engine.kinds)
-        raise UnsupportedByModelError(f"The model {name} is for {kinds}, not for {kind}.")
+        raise _unsupported(services, name, kind)
     return target
+
+
+def _unsupported(services: Services, name: str, kind: str) -> UnsupportedByModelError:
+    """What a client is told who asks a model for something that it is not for."""
+    target = services.engines.get(name)
+    if target is not None:
+        uses = ", ".join(target.engine.kinds)
+    else:
+        uses = "classify" if name == services.catalog.model else "embeddings"
+    return UnsupportedByModelError(f"The model {name} is for {uses}, not for {kind}.")
 
 
 def _generate(
@@ -232,7 +253,7 @@ def _entry(services: Services, name: str) -> dict[str, Any]:
     if target is not None:
         since, longest = target.since, {"max_model_len": target.engine.max_context_tokens}
     else:
-        since, longest = services.embedders[name].since, {}
+        since, longest = services.catalogs[name].since, {}
         with suppress(ModelUnavailableError):  # until a version is there, nobody knows
-            longest["max_model_len"] = services.embedders[name].current().max_length_tokens
+            longest["max_model_len"] = services.catalogs[name].current().max_length_tokens
     return {"id": name, "object": "model", "created": since, "owned_by": "tallybook", **longest}

@@ -209,6 +209,7 @@ def test_a_model_is_for_what_its_card_says(tmp_path: Path) -> None:
         assert "made for classification" in classifier.get_json()["error"]["message"]
         entries = api.client.get("/v1/models", headers=USER).get_json()["data"]
         assert [(entry["id"], entry.get("max_model_len")) for entry in entries] == [
+            (MODEL, MAX_LENGTH_TOKENS),
             (EMBEDDER, MAX_LENGTH_TOKENS),
             ("reviews", None),
         ]
@@ -220,5 +221,5 @@ def test_a_name_has_one_use(tmp_path: Path) -> None:
             ServingSettings(embedding_models=names)
     file = write_engines(tmp_path, {"addresses": ["http://127.0.0.1:9/v1"]})
     check_engines(file, (EMBEDDER,))
-    with pytest.raises(EnginesFileError, match="embedding_models"):
+    with pytest.raises(EnginesFileError, match="of the model server"):
         check_engines(file, (ENGINE,))

@@ -6,7 +6,9 @@ import pytest
 
 from serving import journal
 from serving.errors import ModelUnavailableError
-from tests.apis import Api, StandIn, alter_card, export, running_app
+from tests.apis import MODEL, Api, StandIn, alter_card, export, running_app
+from tests.engines import MODEL as ENGINE
+from tests.engines import stand_in_engine, write_engines
 from tests.modelservers import wait_until
 
 
@@ -29,8 +31,8 @@ def test_a_ready_api_names_the_version_that_answers(api: Api) -> None:
     assert response.status_code == 200
     assert response.get_json() == {
         "status": "ready",
-        "model": "review-sentiment",
-        "model_version": "1",
+        "models": {"review-sentiment": "1"},
+        "problems": {},
         "refused_versions": {},
     }
 
@@ -77,9 +79,29 @@ def test_a_refused_newer_version_is_shown_while_the_older_answers(tmp_path: Path
     alter_card(export(models_dir, 2), labels=[])
     with running_app(tmp_path, StandIn(1, 2), models_dir=models_dir) as api:
         ready = api.client.get("/readyz").get_json()
-        assert ready["model_version"] == "1"
-        assert "labels" in ready["refused_versions"]["2"]
+        assert ready["models"] == {MODEL: "1"}
+        assert "labels" in ready["refused_versions"][MODEL]["2"]
         assert api.analyze().get_json()["model_version"] == "1"
+
+
+def test_a_gateway_with_engines_only_is_ready_as_long_as_one_takes_connections(tmp_path: Path) -> None:
+    server = StandIn()
+    server.failure = ModelUnavailableError("there is none")
+    with stand_in_engine() as engine:
+        file = write_engines(
+            tmp_path,
+            {"addresses": ["http://127.0.0.1:9/v1", engine.address]},
+            {"model": "away", "addresses": ["http://127.0.0.1:9/v1"]},
+        )
+        with running_app(tmp_path, server, engines_file=file) as api:
+            ready = api.client.get("/readyz")
+            assert (ready.status_code, list(ready.get_json()["models"])) == (200, [ENGINE])
+            assert ready.get_json()["problems"] == {
+                MODEL: "there is none",
+                "away": "no address of its engine takes a connection",
+            }
+            engine.close()
+            assert api.client.get("/readyz").status_code == 503
 
 
 def samples(api: Api) -> dict[str, float]:
