@@ -60,15 +60,15 @@ def train_and_release() -> None:
     """Each step is a command of `tallybook`, which holds its rules."""
 
     @task
-    def adopt(**context: Any) -> int | None:
+    def adopt(**context: Any) -> None:
         with _step():
-            return release_steps.adopt(context["params"]["model"])
+            release_steps.adopt(context["params"]["model"])
 
     @task
-    def train(stable: int | None, **context: Any) -> str:
+    def train(**context: Any) -> str:
         with _step():
             params = context["params"]
-            return release_steps.train(params["model"], params["version"], stable, params["train"])
+            return release_steps.train(params["model"], params["version"], params["train"])
 
     @task
     def evaluate(folder: str) -> None:
@@ -121,12 +121,11 @@ def train_and_release() -> None:
         with _step():
             release_steps.roll_back(context["params"]["model"])
 
-    stable: Any = adopt()  # at run time what it returned, as below
-    folder: Any = train(stable)
+    folder: Any = train()  # at run time what it returned, as below
     version: Any = stage(folder)
     since: Any = canary(version)
     outcome: Any = compare(version, since)
-    folder >> evaluate(folder) >> gate(folder) >> version
+    adopt() >> folder >> evaluate(folder) >> gate(folder) >> version
     decide(outcome) >> [promote(), roll_back()]
 
 

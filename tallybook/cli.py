@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from tallybook.configuration import refuse_unknown_settings
+from tallybook.configuration import refuse_unknown_settings, training_places
 from tallybook.settings import CONFIG_VARIABLE
 
 # In the order in which data flows.
@@ -46,6 +46,7 @@ COMMANDS = {
     "settings": "tallybook.configuration:settings",
     "demo": "tallybook.demo:demo",
 }
+TRAINING = {"train", "export-embedding"}
 # Known without loading the packages, whose imports take seconds.
 HELP = {
     "train": "Train a text classifier and publish it as the next version, if it is good enough.",
@@ -110,7 +111,8 @@ class LazyGroup(click.Group):
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="Settings file; default: tallybook.toml, where there is one.",
 )
-def main(config: Path | None) -> None:
+@click.pass_context
+def main(context: click.Context, config: Path | None) -> None:
     """Token metering and billing for models that you serve yourself.
 
     Settings come from TALLYBOOK_* variables, then from tallybook.toml; `tallybook settings` lists them.
@@ -118,6 +120,9 @@ def main(config: Path | None) -> None:
     if config is not None:
         os.environ[CONFIG_VARIABLE] = str(config)
     refuse_unknown_settings()
+    if context.invoked_subcommand in TRAINING:
+        # Training stands on nothing of ours, so it reads no settings file itself.
+        context.default_map = {context.invoked_subcommand: training_places()}
 
 
 if __name__ == "__main__":

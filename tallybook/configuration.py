@@ -52,6 +52,15 @@ def refuse_unknown_settings() -> None:
         raise click.ClickException(f"setting_unknown: {', '.join(unknown)}; `tallybook settings` lists them")
 
 
+def training_places() -> dict[str, str]:
+    """The settings that are options of `tallybook train`."""
+    from billing.settings import BillingSettings
+
+    found = BillingSettings()
+    places = {name: getattr(found, name) for name in ("models_dir", "training_dir", "model_config_file")}
+    return {name: str(place) for name, place in places.items() if place is not None}
+
+
 @click.command()
 def settings() -> None:
     """List every setting, its default and what it does, as a table in Markdown."""

@@ -20,7 +20,6 @@ log = logging.getLogger("tallybook.dags")
 
 _RESULT = re.compile(r"^(?:exported|not published; its card is in) (?P<folder>.+)$", re.MULTILINE)
 _BY = ("--by", "airflow")
-_STABLE = re.compile(r" (?P<version>\d+) is the stable version\.$", re.MULTILINE)
 # Exit codes of commands: failed, or worse; refused by the gate, or too little to tell.
 _FAILED, _REFUSED = 1, 3
 
@@ -47,24 +46,18 @@ class Verdict(NamedTuple):
     reason: str
 
 
-def adopt(model: str) -> int | None:
-    """Keep what answers now as the stable version, so that what is trained next waits; None: nothing does."""
+def adopt(model: str) -> None:
+    """Keep what answers now, if anything does, as the stable version, so that what is trained next waits."""
     told = _tallybook("release", "adopt", model, *_BY, allowed={_FAILED})
-    found = _STABLE.search(told.stdout)
-    if found is None and "nothing_served" not in told.stderr:
+    if told.returncode and "nothing_served" not in told.stderr:
         raise _failure(told)
-    return int(found["version"]) if found else None
 
 
-def train(model: str, version: int | None, stable: int | None, arguments: list[str]) -> str:
-    """The folder of a fresh version, or of its card if the gate refused it; with a version, that one's.
-
-    The gate compares it with the stable version.
-    """
+def train(model: str, version: int | None, arguments: list[str]) -> str:
+    """The folder of a fresh version, or of its card if the gate refused it; with a version, that one's."""
     if version is not None:
         return str(CommonSettings().models_dir / model / str(version))
-    beside = [] if stable is None else ["--in-service", str(stable)]
-    told = _tallybook("train", "--model-name", model, *beside, *arguments, allowed={_REFUSED})
+    told = _tallybook("train", "--model-name", model, *arguments, allowed={_REFUSED})
     found = _RESULT.search(told.stdout)
     if found is None:
         raise _failure(told)

@@ -70,7 +70,16 @@ VERBOSE = click.option("--verbose", is_flag=True, help="Show what TensorFlow say
 )
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), help="[default: 7]")
 @click.option(
-    "--in-service", type=click.IntRange(1), help="The version to compare with.  [default: the newest]"
+    "--model-config-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    envvar="TALLYBOOK_MODEL_CONFIG_FILE",
+    help="Says which version is in service. Also: TALLYBOOK_MODEL_CONFIG_FILE."
+    "  [default: <models-dir>/models.config]",
+)
+@click.option(
+    "--in-service",
+    type=click.IntRange(1),
+    help="The version to compare with.  [default: the stable one; where no release is recorded, the newest]",
 )
 @click.option(
     "--publish-anyway",
@@ -88,6 +97,7 @@ def train(
     label_column: str,
     limit: int | None,
     init_from: str | None,
+    model_config_file: Path | None,
     in_service: int | None,
     publish_anyway: str | None,
     verbose: bool,
@@ -110,7 +120,7 @@ def train(
         config = replace(FINE_TUNING if init_from else TrainingConfig(), **given)
         request = Request(
             models_dir, model_name, training_dir, config, data, text_column, label_column, limit, init_from,
-            price, in_service, publish_anyway,
+            price, model_config_file, in_service, publish_anyway,
         )  # fmt: skip
         result = train_and_publish(request, devices, _print_epoch)
     except TrainingError as error:

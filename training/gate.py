@@ -85,7 +85,7 @@ def in_service(
 ) -> Rival | None:
     """Ask a version of a model the held-out texts, each whole, by its own tokenizer and labels.
 
-    Without a version, the newest, if there is one.
+    Without a version, the newest, if there is one: it answers where no release is recorded.
 
     A text that is too long for it, or whose label it does not know, it has wrong.
     """

@@ -85,8 +85,8 @@ class EncoderLayer(tf.Module):  # type: ignore[misc]  # tf is untyped
         x = dense(x, self.query_key_value, self.query_key_value_bias)  # (B, T, 3D)
         x = tf.reshape(x, [batch, length, 3, self.heads, width // self.heads])
         query, key, value = tf.unstack(tf.transpose(x, [2, 0, 3, 1, 4]))  # each (B, H, T, D/H)
-        scores = tf.matmul(query, key, transpose_b=True)  # (B, H, T, T)
-        scores = tf.cast(scores, tf.float32) / math.sqrt(width // self.heads)
+        query /= math.sqrt(width // self.heads)  # and not the scores, of which there are many more
+        scores = tf.cast(tf.matmul(query, key, transpose_b=True), tf.float32)  # (B, H, T, T)
         scores += (tf.cast(mask, tf.float32)[:, None, None, :] - 1.0) * 1e9
         shares = drop(tf.cast(tf.nn.softmax(scores), x.dtype), self.attention_dropout, noise)
         mixed = tf.transpose(tf.matmul(shares, value), [0, 2, 1, 3])  # (B, T, H, D/H)

@@ -26,6 +26,7 @@ from training.model import parameter_count
 from training.optimizer import TrainingConfig
 from training.pictures import confusion_matrix, learning_curves
 from training.pretrained import Checkpoint, load_checkpoint
+from training.released import stable_version
 from training.small_model import SmallClassifier, SmallConfig
 from training.tokenizer import build_tokenizer
 from training.trainer import Epoch, Trained, predict, train
@@ -49,7 +50,8 @@ class Request:
     limit: int | None = None
     init_from: str | None = None
     pool_price: PoolPrice | None = None
-    in_service: int | None = None  # the version that a new one is compared with; the newest
+    model_config_file: Path | None = None  # models.config in models_dir
+    in_service: int | None = None  # the version that a new one is compared with; the one in service
     publish_anyway: str | None = None  # the reason to pass over the gate's no
 
 
@@ -82,11 +84,12 @@ def train_and_publish(
     several machines only the chief has a result.
 
     Raises: TrainingError, with the codes of `load_texts`, `load_checkpoint`, `encode_all`, `train`,
-        `export_model` and `write_event`.
+        `export_model`, `write_event` and `stable_version`.
     """
     begun = time.monotonic()
     check_model_name(request.name)  # before minutes of work
     make_writable(request.training_dir)
+    _compared_with(request)
     dataset = load_texts(request.data, request.text_column, request.label_column, request.limit)
     checkpoint = load_checkpoint(request.init_from) if request.init_from else None
     tokenizer = checkpoint.tokenizer if checkpoint else build_tokenizer(dataset.train.texts)
@@ -117,7 +120,8 @@ def train_and_publish(
         probabilities = [predict(model, split) for split in encoded[1:]]
         validation, test = (measure(s.labels, p) for s, p in zip(encoded[1:], probabilities))
         simple = baseline(dataset)
-        rival = in_service(request.models_dir, request.name, request.in_service, dataset.labels, dataset.test)
+        beside = _compared_with(request)  # anew: it may have been released meanwhile
+        rival = in_service(request.models_dir, request.name, beside, dataset.labels, dataset.test)
         right = probabilities[1].argmax(1) == encoded[2].labels
         verdict = judge(right, simple, rival, request.publish_anyway)
         card = {
@@ -174,6 +178,12 @@ def train_and_publish(
         trained.seconds,
         devices.kind,
     )
+
+
+def _compared_with(request: Request) -> int | None:
+    """The version that was named, or else the stable one; None: neither."""
+    file = request.model_config_file or request.models_dir / "models.config"
+    return request.in_service or stable_version(file, request.name)
 
 
 def _explained(labels: Sequence[str]) -> list[dict[str, str]]:

@@ -34,7 +34,7 @@ class SmallConfig:
     labels: int = 2
     max_length_tokens: int = 512
     width: int = 64
-    heads: int = 4
+    heads: int = 2
     layers: int = 1
     feed_forward_width: int = 128
     bigram_bits: int = 16
@@ -44,6 +44,7 @@ class SmallConfig:
     bigram_dropout: float = 0.5
     dropout: float = 0.2
     head_dropout: float = 0.3
+    window_tokens: int = 128  # of a longer text, the encoder learns from so many at a time
 
     @property
     def columns(self) -> int:
@@ -98,6 +99,9 @@ class SmallClassifier(Classifier):
     def encoder_columns(self, ids: Tensor, mask: Tensor, noise: Noise | None = None) -> Tensor:
         """ids, mask: int32 (B, T) → float32 (B, C)."""
         config = self.config
+        positions = self.position_embedding[: tf.shape(ids)[1]]
+        if noise is not None:
+            ids, mask, positions = self._window(ids, mask, positions, noise)
         ids *= mask  # what lies under padding must not matter
         if noise is not None and config.token_dropout:
             dropped = noise.uniform(tf.shape(ids)) < config.token_dropout
@@ -108,7 +112,7 @@ class SmallClassifier(Classifier):
             # Whole bigrams go, unscaled: else the rare ones are learnt by heart, and nothing else is.
             kept = noise.uniform(tf.shape(ids)) >= config.bigram_dropout
             pairs *= tf.cast(kept, tf.float32)[..., None]
-        x = tf.gather(self.token_embedding, ids) + pairs + self.position_embedding[: tf.shape(ids)[1]]
+        x = tf.gather(self.token_embedding, ids) + pairs + positions
         x = drop(x, config.dropout, noise)
         for layer in self.layers:
             x = layer(x, mask, noise)
@@ -116,6 +120,13 @@ class SmallClassifier(Classifier):
         mean = tf.reduce_sum(x * present, 1) / tf.maximum(tf.reduce_sum(present, 1), 1.0)
         pooled = tf.concat([mean, tf.reduce_max(x + (present - 1.0) * 1e9, 1)], -1)  # (B, 2D)
         return tf.matmul(drop(pooled, config.head_dropout, noise), self.head) + self.head_bias
+
+    def _window(self, ids: Tensor, mask: Tensor, positions: Tensor, noise: Noise) -> tuple[Tensor, ...]:
+        """The same stretch of all three, where noise says: what attention costs grows with T squared."""
+        spare = tf.maximum(tf.shape(ids)[1] - self.config.window_tokens, 0)
+        start = tf.cast(noise.uniform([]) * tf.cast(spare + 1, tf.float32), tf.int32)
+        end = start + self.config.window_tokens
+        return ids[:, start:end], mask[:, start:end], positions[start:end]
 
     def ngram_columns(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids, mask: int32 (B, T) → float32 (B, C): a linear model of a unit vector of scaled n-grams."""

@@ -1,24 +1,22 @@
-"""The DAG from training to release, over a real model server, journal and ledger."""
+"""The DAG from training to release: real trainings, and a real model server, journal and ledger."""
 
 from __future__ import annotations
 
-import json
+import random
 import shutil
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from serving.release.files import Release, ReleaseFiles
-from tallybook.segments import committed
-from tallybook.usage import UsageEvent, new_event_id
 from tests.dags import dag_runs, release_runs
 from tests.dags.conftest import AirflowProcess
 from tests.modelservers import running_server
+from tests.version_requests import MODEL, write_requests
 
-MODEL = "review-sentiment"
 STEPS = ["adopt", "train", "evaluate", "gate", "stage", "canary", "compare", "decide", "promote", "roll_back"]
 
 
@@ -64,33 +62,47 @@ def stage_version_2(models_dir: Path, model_versions: Path) -> None:
     shutil.copytree(model_versions / "2", models_dir / MODEL / "2")
 
 
-def serve(tmp_path: Path, label: str, version: str, seconds: float) -> None:
-    """Three answered requests, a little later than the canary begins."""
-    journal = tmp_path / "journal"
-    journal.mkdir(exist_ok=True)
-    events = [
-        UsageEvent(
-            id=new_event_id(),
-            source="tests",
-            time=datetime.now(timezone.utc) + timedelta(minutes=10),
-            user="user-a",
-            project="search",
-            department="retail",
-            operation="analyze",
-            model=MODEL,
-            model_version=version,
-            model_label=label,
-            tokenizer_fingerprint="f" * 64,
-            prompt_tokens=10,
-            completion_tokens=20,
-            duration_seconds=seconds,
-            client_ip="127.0.0.1",
-            status=200,
+def texts(tmp_path: Path, easy: bool = False) -> list[str]:
+    """Labelled texts as arguments of a training of seconds.
+
+    The label is whether two words that stand together agree. What tells them apart lies five characters apart,
+    so the baseline can't learn it from three, and a model of words can. Easy ones say it in a word.
+    """
+    draw = random.Random(7)
+    rows = ["text,label"]
+    for _ in range(300):
+        first, second = draw.randrange(2), draw.randrange(2)
+        said = ("minus", "plus")[first == second]
+        words = draw.choices(
+            [
+                "bome",
+                "dulk",
+                "fipa",
+                "gesh",
+                "hord",
+                "jumb",
+                "keto",
+                "lirp",
+                "mund",
+                "pola",
+                "quib",
+                "sarn",
+                "vork",
+                "zimp",
+            ],
+            k=8,
         )
-        for _ in range(3)
-    ]
-    lines = b"".join(json.dumps(event.to_record()).encode() + b"\n" for event in events)
-    (journal / f"{label}.jsonl").write_bytes(lines + committed(len(events)))
+        at = draw.randrange(9)
+        words[at:at] = [said] if easy else [("nalo", "nilo")[first], ("tare", "tore")[second]]
+        rows.append(f"{' '.join(words)},{said}")
+    file = tmp_path / "texts.csv"
+    file.write_text("\n".join(rows))
+    return ["--data", str(file), "--epochs", "1"]
+
+
+def serve(tmp_path: Path, label: str, version: str) -> None:
+    """Three answered requests, a little later than the canary begins."""
+    write_requests(tmp_path / "journal", label, version, 0.1, count=3, later=timedelta(minutes=10))
 
 
 def test_the_steps_are_in_order(airflow: AirflowProcess) -> None:
@@ -105,16 +117,17 @@ def test_the_steps_are_in_order(airflow: AirflowProcess) -> None:
     assert set(params) == {"model", "version", "train", "share", "requests", "hours"}
 
 
-def test_a_canary_is_promoted_when_the_ledger_finds_it_no_worse(
-    run: Any, models_dir: Path, model_versions: Path, tmp_path: Path
+def test_a_version_is_trained_tried_and_promoted_when_the_ledger_finds_it_no_worse(
+    run: Any, models_dir: Path, tmp_path: Path
 ) -> None:
-    stage_version_2(models_dir, model_versions)
-    serve(tmp_path, "stable", "1", 0.1)
-    serve(tmp_path, "canary", "2", 0.1)
-    outcome = run(version=2)
+    serve(tmp_path, "stable", "1")
+    serve(tmp_path, "canary", "2")
+    outcome = run(train=texts(tmp_path))
     done = dict.fromkeys(STEPS[:-1], "success")
     assert outcome.tasks == {**done, "roll_back": "skipped"}, outcome.log
     assert outcome.state == "success"
+    assert "the baseline" in outcome.log
+    assert "version 1, in service, has 0 right" in outcome.log  # it knows other labels
     assert release(models_dir) == Release({"stable": 2, "previous": 1})
 
 
@@ -128,17 +141,13 @@ def test_a_canary_that_too_few_have_asked_is_rolled_back_when_its_time_is_up(
     assert release(models_dir) == Release({"stable": 1})
 
 
-def test_a_version_that_the_gate_refuses_is_not_staged_and_one_that_does_not_load_ends_the_run(
-    run: Any, models_dir: Path, model_versions: Path
+def test_a_trained_version_that_the_gate_refuses_is_not_staged_and_one_that_is_not_there_ends_the_run(
+    run: Any, models_dir: Path, tmp_path: Path
 ) -> None:
-    stage_version_2(models_dir, model_versions)
-    card = models_dir / MODEL / "2" / "assets.extra" / "model_card.json"
-    document = json.loads(card.read_text())
-    gate = {"passed": False, "reason": "the baseline has more right", "override": None}
-    card.write_text(json.dumps({**document, "gate": gate}))
-    outcome = run(version=2)
+    outcome = run(train=texts(tmp_path, easy=True))
     assert (outcome.state, outcome.tasks["gate"], outcome.tasks["stage"]) == ("success", "success", "skipped")
-    assert "refused: the baseline has more right" in outcome.log
+    assert "refused: it has " in outcome.log
+    assert [folder.name for folder in (models_dir / MODEL).iterdir()] == ["1"]
     outcome = run(version=7)
     assert (outcome.state, outcome.tasks["evaluate"]) == ("failed", "failed")
     assert "card_missing" in outcome.log

@@ -2,7 +2,9 @@ from pathlib import Path
 
 import click
 import pytest
+from click.testing import CliRunner
 
+from tallybook.cli import main
 from tallybook.configuration import known_settings, refuse_unknown_settings, table
 
 ROOT = Path(__file__).parents[2]
@@ -48,3 +50,15 @@ def test_known_settings_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TALLYBOOK_CONFIG", str(file))
     monkeypatch.setenv("TALLYBOOK_PORT", "8001")
     refuse_unknown_settings()
+
+
+def test_training_goes_where_the_settings_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "taken").write_text("a file, where a folder is needed")
+    file = tmp_path / "tallybook.toml"
+    file.write_text(f'training_dir = "{tmp_path}/taken/below"\n')
+    told = CliRunner().invoke(
+        main, ["--config", str(file), "train", "--models-dir", str(tmp_path / "models")]
+    )
+    assert told.exit_code == 1
+    assert told.output.startswith("error: training_dir_unwritable: ")
+    assert f"{tmp_path}/taken/below: Not a directory" in told.output

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,8 @@ from click.testing import CliRunner, Result
 from tallybook.acts import Act
 from tallybook.processes import free_port
 from tallybook.release import release
-from tallybook.segments import committed
-from tallybook.usage import UsageEvent, new_event_id
 from tests.modelservers import running_server
-
-MODEL = "review-sentiment"
+from tests.version_requests import MODEL, write_requests
 
 
 @pytest.fixture
@@ -91,39 +87,12 @@ def test_what_can_not_be_done_is_told_in_one_line_with_its_code(
     assert "Traceback" not in result.output
 
 
-def write_events(journal: Path, label: str, version: str, seconds: float) -> None:
-    journal.mkdir(exist_ok=True)
-    events = [
-        UsageEvent(
-            id=new_event_id(),
-            source="tests",
-            time=datetime.now(timezone.utc),
-            user="user-a",
-            project="search",
-            department="retail",
-            operation="analyze",
-            model=MODEL,
-            model_version=version,
-            model_label=label,
-            tokenizer_fingerprint="f" * 64,
-            prompt_tokens=10,
-            completion_tokens=20,
-            duration_seconds=seconds,
-            client_ip="127.0.0.1",
-            status=200,
-        )
-        for _ in range(2)
-    ]
-    lines = b"".join(json.dumps(event.to_record()).encode() + b"\n" for event in events)
-    (journal / f"{label}-{version}.jsonl").write_bytes(lines + committed(len(events)))
-
-
 def test_comparing_says_good_worse_or_too_early_by_its_exit_code(run: CliRunner, tmp_path: Path) -> None:
     from billing.cli import ingest
 
-    write_events(tmp_path / "journal", "stable", "1", 0.1)
-    write_events(tmp_path / "journal", "canary", "2", 0.1)
-    write_events(tmp_path / "journal", "canary", "3", 0.9)
+    write_requests(tmp_path / "journal", "stable", "1", 0.1, count=2)
+    write_requests(tmp_path / "journal", "canary", "2", 0.1, count=2)
+    write_requests(tmp_path / "journal", "canary", "3", 0.9, count=2)
     assert run.invoke(ingest).exit_code == 0
     good = ask(run, "compare", MODEL, "2", "--min-requests", "2")
     assert (good.exit_code, good.output.count("good: ")) == (0, 3)

@@ -34,9 +34,9 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> Commands:
 
 def test_what_answers_is_adopted_and_nothing_need_answer(commands: Commands) -> None:
     commands.answer = (0, "reviews 3 is the stable version.\n", "a notice\n")
-    assert release_steps.adopt("reviews") == 3
+    release_steps.adopt("reviews")
     commands.answer = (1, "", "Error: nothing_served: the model server has no version of reviews\n")
-    assert release_steps.adopt("reviews") is None
+    release_steps.adopt("reviews")
     commands.answer = (1, "", "Error: server_unreachable: it is away\n")
     with pytest.raises(StepError, match="release adopt reviews --by airflow: it is away") as caught:
         release_steps.adopt("reviews")
@@ -54,30 +54,26 @@ def test_training_says_where_the_version_or_its_card_is(
     commands: Commands, status: int, last: str, folder: str
 ) -> None:
     commands.answer = (status, f"epoch 1\n{last}\n", "")
-    assert release_steps.train("reviews", None, 3, ["--epochs", "1"]) == folder
-    assert release_steps.train("reviews", None, None, []) == folder
-    assert commands.ran == [
-        "train --model-name reviews --in-service 3 --epochs 1",
-        "train --model-name reviews",
-    ]
+    assert release_steps.train("reviews", None, ["--epochs", "1"]) == folder
+    assert commands.ran == ["train --model-name reviews --epochs 1"]
 
 
 def test_a_version_that_is_there_is_not_trained(commands: Commands) -> None:
-    assert release_steps.train("reviews", 7, 3, []) == str(Path("models/reviews/7"))
+    assert release_steps.train("reviews", 7, []) == str(Path("models/reviews/7"))
     assert commands.ran == []
 
 
 def test_a_training_that_fails_is_told_by_its_code(commands: Commands) -> None:
     commands.answer = (1, "", "a notice\nerror: no_texts: data.tsv is empty\n")
     with pytest.raises(StepError) as caught:
-        release_steps.train("reviews", None, None, [])
+        release_steps.train("reviews", None, [])
     assert (caught.value.code, str(caught.value)) == (
         "no_texts",
         "train --model-name reviews: data.tsv is empty",
     )
     commands.answer = (-9, "", "")
     with pytest.raises(StepError, match="it said nothing") as caught:
-        release_steps.train("reviews", None, None, [])
+        release_steps.train("reviews", None, [])
     assert caught.value.code == "step_failed"
 
 
