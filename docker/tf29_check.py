@@ -1,4 +1,4 @@
-"""Asks an exported model the same texts under two releases of TensorFlow, and compares the answers."""
+"""Asks exported models the same texts under two releases of TensorFlow, and compares the answers."""
 
 from __future__ import annotations
 
@@ -39,13 +39,19 @@ def ask(model: Path, texts: list[str]) -> tuple[Any, Any]:
     return ids, answer.numpy()
 
 
-def main(verb: str, model: Path, answers: Path) -> None:
-    """`answer` writes the answers to a file; `compare` fails if they are not the same here.
+def main(verb: str, folder: Path, models: list[Path]) -> None:
+    """`answer` writes each model's answers to the folder; `compare` fails if they are not the same here.
 
     Embeddings are held against those of transformers and torch as well.
     """
-    card = json.loads((model / "assets.extra" / "model_card.json").read_text("utf-8"))
-    embeds = card["task"] == "embedding"
+    for model in models:
+        card = json.loads((model / "assets.extra" / "model_card.json").read_text("utf-8"))
+        print(f"{card['name']}:")  # noqa: T201
+        check(verb, model, card["task"] == "embedding", folder / f"{card['name']}.npz")
+
+
+def check(verb: str, model: Path, embeds: bool, answers: Path) -> None:
+    """Write or compare the answers of one model."""
     reference = json.loads(REFERENCE.read_text("utf-8"))
     ids, found = ask(model, reference["texts"] if embeds else held_out_texts()[:TEXTS])
     if embeds:
@@ -69,4 +75,4 @@ def _report(who: str, texts: int, found: Any, wanted: Any, tolerance: float) -> 
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    main(sys.argv[1], Path(sys.argv[2]), [Path(model) for model in sys.argv[3:]])

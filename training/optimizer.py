@@ -15,7 +15,7 @@ from training.model import Tensor
 class TrainingConfig:
     """How to train. The defaults are the small model's, chosen on the validation split (docs/decisions)."""
 
-    epochs: int = 4
+    epochs: int = 3
     batch_size: int = 128
     learning_rate: float = 4e-3  # of AdamW
     weight_decay: float = 0.02
@@ -28,7 +28,7 @@ class TrainingConfig:
 
 # For a pretrained BERT: the paper's ranges.
 FINE_TUNING = TrainingConfig(
-    epochs=3, batch_size=32, learning_rate=5e-5, weight_decay=0.01, beta2=0.999
+    batch_size=32, learning_rate=5e-5, weight_decay=0.01, beta2=0.999
 )  # fmt: skip
 
 

@@ -19,6 +19,8 @@ from tests.version_requests import MODEL, write_requests
 
 STEPS = ["adopt", "train", "evaluate", "gate", "stage", "canary", "compare", "decide", "promote", "roll_back"]
 
+FILLERS = ("bome", "dulk", "fipa", "gesh", "hord", "jumb", "keto", "lirp", "mund", "pola", "quib", "vork")
+
 
 @pytest.fixture
 def models_dir(tmp_path: Path, model_versions: Path) -> Path:
@@ -65,35 +67,16 @@ def stage_version_2(models_dir: Path, model_versions: Path) -> None:
 def texts(tmp_path: Path, easy: bool = False) -> list[str]:
     """Labelled texts as arguments of a training of seconds.
 
-    The label is whether two words that stand together agree. What tells them apart lies five characters apart,
-    so the baseline can't learn it from three, and a model of words can. Easy ones say it in a word.
+    The label is whether two words that stand together agree. What tells these apart is further from each
+    other than the three characters of the baseline, but not than two words. Easy ones say it in a word.
     """
-    draw = random.Random(7)
+    draw = random.Random(7)  # noqa: S311  not for cryptography
     rows = ["text,label"]
     for _ in range(300):
         first, second = draw.randrange(2), draw.randrange(2)
         said = ("minus", "plus")[first == second]
-        words = draw.choices(
-            [
-                "bome",
-                "dulk",
-                "fipa",
-                "gesh",
-                "hord",
-                "jumb",
-                "keto",
-                "lirp",
-                "mund",
-                "pola",
-                "quib",
-                "sarn",
-                "vork",
-                "zimp",
-            ],
-            k=8,
-        )
-        at = draw.randrange(9)
-        words[at:at] = [said] if easy else [("nalo", "nilo")[first], ("tare", "tore")[second]]
+        words = draw.choices(FILLERS, k=8)
+        words.insert(draw.randrange(9), said if easy else f"n{'ai'[first]}lo t{'ao'[second]}re")
         rows.append(f"{' '.join(words)},{said}")
     file = tmp_path / "texts.csv"
     file.write_text("\n".join(rows))
