@@ -32,6 +32,7 @@ _OF_THE_REQUEST = (400, 413, 422)  # an engine says so of what the client sent
 _BUSY = (429, 503)
 _LATE = (408, 504)
 _LONGEST_WAIT_SECONDS = 3600
+_RENEW_SECONDS = 3.0  # with the time between two looks less than any lease
 
 
 class EngineCall:
@@ -55,6 +56,7 @@ class EngineCall:
         self._caller = caller = current.known_caller
         self._operation = operation
         self._recorded = False
+        self._renew_at = time.monotonic() + _RENEW_SECONDS
         self._reservation = services.quotas.reserve(caller, target.model, most_tokens)
         self._place = ExitStack()
         try:
@@ -133,8 +135,11 @@ class EngineCall:
             self._place.close()
 
     def renew(self) -> None:
-        """Hold the reservation for longer; for answers that are streamed for long."""
-        self._reservation.renew()
+        """Hold the reservation for longer; to be called again and again while an answer is awaited."""
+        now = time.monotonic()
+        if now > self._renew_at:
+            self._renew_at = now + _RENEW_SECONDS
+            self._reservation.renew()
 
     def failed(self, error: BaseException) -> None:
         """Record that nothing came of it, and that it costs nothing. Raises: JournalError."""
@@ -152,11 +157,11 @@ class EngineCall:
         engine, upstream = self.target.engine, self.target.upstream
         patience = min(engine.first_token_seconds, engine.total_seconds)
         headers = {**_JSON, **self.current.passed_on()}
-        answer = upstream.post(path, body, headers, patience)
+        answer = upstream.post(path, body, headers, patience, self.renew)
         if answer.status == 200:
             return answer
         try:
-            words = _complaint(answer.read_all(time.monotonic() + engine.idle_seconds))
+            words = _complaint(answer.read_all(time.monotonic() + engine.idle_seconds, self.renew))
         finally:
             self.done(answer)
         raise _refusal(answer, words)

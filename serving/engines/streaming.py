@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from serving.engines.call import NOTHING, EngineCall
-from serving.engines.upstream import Answer
+from serving.engines.upstream import LOOK_SECONDS, Answer
 from serving.engines.usage import EngineUsage, as_openai_says, read_usage
 from serving.errors import ApiError, JournalError, ModelRejectedError, ModelTimeoutError, OverloadedError
 from serving.openai_errors import render
@@ -23,7 +23,6 @@ from serving.openai_errors import render
 CLIENT_LEFT = 499  # nginx's status for it
 _HEARTBEAT = b": waiting\n\n"  # a comment: shows that the connection lives, and whether the client does
 _HEARTBEAT_SECONDS = 10.0
-_RENEW_SECONDS = 20.0  # the reservation is a lease
 _MOST_LINE_BYTES = 4 << 20
 _MOST_AT_HAND_BYTES = 4 << 20  # that are read once a client has left
 _REASONING = ("reasoning_content", "reasoning")  # two names for one text; some engines send both
@@ -51,7 +50,6 @@ class Relay:
         self._given = 0  # bytes of all texts that the server was given
         self._taken = 0  # bytes of all texts that it asked for more after
         self._since = time.monotonic()
-        self._renew_at = self._since + _RENEW_SECONDS
         self._failure: ApiError | None = None  # for the next turn: what was before it is told first
         self._ended = False
         self._on_end: list[Callable[[], None]] = []
@@ -94,8 +92,9 @@ class Relay:
             left = heartbeat_at - time.monotonic()
             if left <= 0:
                 return _HEARTBEAT
+            self._call.renew()
             try:
-                data = self._answer.read(min(self._patience(), left))
+                data = self._answer.read(min(self._patience(), left, LOOK_SECONDS))
             except TimeoutError:
                 continue
             except ModelRejectedError:
@@ -103,9 +102,6 @@ class Relay:
                     raise OverloadedError("The server is stopping; the answer ends here.") from None
                 raise
             self._since = time.monotonic()
-            if self._since > self._renew_at:
-                self._renew_at = self._since + _RENEW_SECONDS
-                self._call.renew()
             if not data:
                 return self._at_the_end()
             chunks = self._chunks(data)

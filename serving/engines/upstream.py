@@ -15,7 +15,7 @@ import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from urllib.parse import urlsplit
 
 import httptools
@@ -29,6 +29,7 @@ _MOST_ANSWER_BYTES = 256 << 20
 _IDLE_SECONDS = 4.0  # uvicorn, which most engines run on, closes after 5
 _PROBE_SECONDS = 0.5
 _DOWN_SECONDS = 1.0  # an address that refused is asked last for so long
+LOOK_SECONDS = 2.0  # who waits for an engine looks around so often
 
 
 class _StaleError(Exception):
@@ -142,10 +143,21 @@ class Answer:
         self.ended = self._in_body
         self._may_be_kept = self._parser.should_keep_alive()  # the parser only knows now
 
-    def read_head(self, timeout_seconds: float) -> None:
-        """Raises: OSError, ConnectionError: as the socket does; ModelRejectedError: no HTTP."""
+    def read_head(self, timeout_seconds: float, meanwhile: Callable[[], None]) -> None:
+        """Calls `meanwhile` now and then.
+
+        Raises: OSError, ConnectionError: as the socket does; ModelRejectedError: no HTTP.
+        """
+        until = time.monotonic() + timeout_seconds
         while not self._in_body:
-            data = _receive(self._connection, timeout_seconds)
+            left = until - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            try:
+                data = _receive(self._connection, min(left, LOOK_SECONDS))
+            except TimeoutError:
+                meanwhile()
+                continue
             if not data:
                 raise ConnectionResetError("the engine closed the connection before it answered")
             self._head_bytes += len(data)
@@ -175,15 +187,18 @@ class Answer:
         self._parts.clear()
         return taken
 
-    def read_all(self, deadline: float) -> bytes:
-        """The whole body. Raises: ModelTimeoutError; ModelRejectedError."""
+    def read_all(self, deadline: float, meanwhile: Callable[[], None]) -> bytes:
+        """The whole body. Calls `meanwhile` now and then. Raises: ModelTimeoutError; ModelRejectedError."""
         whole, size_bytes = [], 0
         while not self.ended or self._parts:
+            left = deadline - time.monotonic()
             try:
-                whole.append(self.read(max(deadline - time.monotonic(), 0.001)))
+                whole.append(self.read(min(max(left, 0.001), LOOK_SECONDS)))
+                size_bytes += len(whole[-1])
             except TimeoutError:
-                raise ModelTimeoutError("The engine did not answer in time.") from None
-            size_bytes += len(whole[-1])
+                if left <= 0:
+                    raise ModelTimeoutError("The engine did not answer in time.") from None
+            meanwhile()
             if size_bytes > _MOST_ANSWER_BYTES:
                 raise ModelRejectedError("The engine's answer is without end.")
         return b"".join(whole)
@@ -233,23 +248,32 @@ class Upstream:
         self._under_way: set[Answer] = set()
         self._lock = threading.Lock()
 
-    def post(self, path: str, body: bytes, headers: Mapping[str, str], timeout_seconds: float) -> Answer:
+    def post(
+        self,
+        path: str,
+        body: bytes,
+        headers: Mapping[str, str],
+        timeout_seconds: float,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> Answer:
         """Ask, and return when the head of the answer is there. Close the answer in the end.
 
+        `meanwhile` is called now and then while nothing comes.
         Nobody is asked twice, except that a kept connection may turn out to be closed.
         Raises: ModelUnavailableError: no address takes a connection. ModelTimeoutError. ModelRejectedError.
         """
         for address in self._in_turn():
+            request = address.request(path, body, headers)
             kept = address.kept()
             if kept is not None:
                 with contextlib.suppress(_StaleError):
-                    return self._exchange(address, kept, path, body, headers, timeout_seconds, kept=True)
+                    return self._exchange(address, kept, request, timeout_seconds, meanwhile, kept=True)
             try:
                 connection = address.connect()
             except OSError:
                 address.down_until = time.monotonic() + _DOWN_SECONDS
                 continue
-            return self._exchange(address, connection, path, body, headers, timeout_seconds, kept=False)
+            return self._exchange(address, connection, request, timeout_seconds, meanwhile, kept=False)
         raise ModelUnavailableError("The engine of this model can't be reached.")
 
     def is_reachable(self) -> bool:
@@ -284,10 +308,9 @@ class Upstream:
         self,
         address: EngineAddress,
         connection: socket.socket,
-        path: str,
-        body: bytes,
-        headers: Mapping[str, str],
+        request: bytes,
         timeout_seconds: float,
+        meanwhile: Callable[[], None],
         *,
         kept: bool,
     ) -> Answer:
@@ -298,8 +321,8 @@ class Upstream:
         answer = Answer(address, connection)
         self._under_way.add(answer)
         try:
-            _send(connection, address.request(path, body, headers), timeout_seconds)
-            answer.read_head(timeout_seconds)
+            _send(connection, request, timeout_seconds)
+            answer.read_head(timeout_seconds, meanwhile)
         except TimeoutError:
             self.done(answer)
             raise ModelTimeoutError("The engine did not begin to answer in time.") from None

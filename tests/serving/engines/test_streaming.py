@@ -1,12 +1,14 @@
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from serving.engines import call as calls
 from serving.engines import streaming, upstream
-from tests.engines import MODEL, chunk, streamed, usage, usage_chunk
+from tests.engines import MODEL, chunk, completion, streamed, usage, usage_chunk, whole
 from tests.modelservers import wait_until
 from tests.serving.test_v1 import PROMPT_TOKENS, Gateway, events_of, gateway, held, running_gateway
 
@@ -273,3 +275,38 @@ def test_nonsense_that_waits_when_the_client_leaves_costs_no_place_and_no_bill(g
     [event] = gateway.api.events()
     assert (event.status, event.completion_tokens) == (499, 1)
     assert held(gateway) == (0, 0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("said_first", ["nothing", "the head", "a part"])
+def test_tokens_are_held_as_long_as_the_engine_takes(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, stream: bool, said_first: str
+) -> None:
+    quotas = gateway.api.services.quotas
+    monkeypatch.setattr(quotas, "_lease_seconds", 1.0)
+    monkeypatch.setattr(calls, "_RENEW_SECONDS", 0.1)
+    for module in (upstream, streaming):
+        monkeypatch.setattr(module, "LOOK_SECONDS", 0.1)
+    pieces = list(streamed(chunk("a"), usage_chunk())) if stream else _cut(whole(completion("a"))[0])
+    held_while_silent: list[int] = []
+
+    def script(asked: object) -> Iterator[bytes]:
+        first = ("nothing", "the head", "a part").index(said_first)
+        yield from pieces[:first]
+        for _ in range(30):
+            time.sleep(0.1)
+            held_while_silent.append(quotas.reserved_tokens())
+        yield from pieces[first:]
+
+    gateway.engine.script = script
+    answer = gateway.chat(stream=stream, max_tokens=10)
+    assert answer.status_code == 200, answer.data
+    assert b"a" in answer.data
+    assert set(held_while_silent) == {PROMPT_TOKENS + 10}
+    assert held(gateway) == (0, 0)
+
+
+def _cut(answer: bytes) -> list[bytes]:
+    """Its head, some of its body, and the rest."""
+    head, separator, body = answer.partition(b"\r\n\r\n")
+    return [head + separator, body[:5], body[5:]]
