@@ -29,10 +29,12 @@ python38=${PYTHON38:-$(find_python38)} || fail "no Python 3.8 found; name one in
 log=$root/pip.log
 
 run() { (cd "$workdir" && PATH="$root/venv/bin:$PATH" "$@"); }
-# What the image does by pip, uv does here: it takes a third of the time. Its log is shown when it fails. Modules
-# are compiled as pip does, since PYTHONDONTWRITEBYTECODE would have every start compile them again.
+# What the image does by pip, uv does here: it takes a third of the time. Where a registry is known to pip only, pip
+# does it. The log is shown when both fail. Modules are compiled as pip does, since PYTHONDONTWRITEBYTECODE would have
+# every start compile them again.
 install() {
     run "$root/tools/bin/uv" pip install --python "$root/venv/bin/python" --compile-bytecode "$@" >>"$log" 2>&1 \
+        || run python -m pip install "$@" >>"$log" 2>&1 \
         || { tail -n 20 "$log" >&2; fail "pip install $*"; }
 }
 
