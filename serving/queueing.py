@@ -205,6 +205,11 @@ class Queue:
             raise
         return Place(lane, threads)
 
+    @property
+    def engine_threads(self) -> Threads:
+        """Those that requests to engines and embedding models may hold; `place` takes one by itself."""
+        return self._engine_threads
+
     def under_way(self, model: str) -> int:
         """How many places at this model are held."""
         lane = self._lanes.get(model)

@@ -117,7 +117,8 @@ def _changed(services: Services, do: Callable[[Engine], Grant]) -> Response:
 
 
 def _document(services: Services, known: set[str]) -> dict[str, Any]:
-    body = read_body(request.environ, services.settings.max_body_bytes)
+    with services.threads:  # a client may send it slowly
+        body = read_body(request.environ, services.settings.max_body_bytes)
     try:
         document = orjson.loads(body or b"{}")
     except orjson.JSONDecodeError as error:

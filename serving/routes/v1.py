@@ -139,13 +139,14 @@ POSTS: Mapping[str, Callable[[Services, Mapping[str, Any]], bytes | Relay]] = {
 def _begin(services: Services, environ: Mapping[str, Any]) -> tuple[Trace, dict[str, Any]]:
     current = trace.of(environ)
     current.caller = caller = services.gatekeeper.identify(environ)
-    sent = read_body(environ, services.settings.max_body_bytes)
-    document = document_of(sent)
-    if services.journal.problem() is not None:
-        raise JournalError("Usage can't be recorded now, so nothing is served.")
-    if document.get("stream") is True and "HTTP_IDEMPOTENCY_KEY" in environ:
-        raise IdempotencyKeyError("A stream can't be given again: send no Idempotency-Key with it.")
-    current.attempt = services.idempotency.begin(environ, caller, sent, current.request_id)
+    with services.queue.engine_threads:  # a client may send its body slowly, or a twin may be answering
+        sent = read_body(environ, services.settings.max_body_bytes)
+        document = document_of(sent)
+        if services.journal.problem() is not None:
+            raise JournalError("Usage can't be recorded now, so nothing is served.")
+        if document.get("stream") is True and "HTTP_IDEMPOTENCY_KEY" in environ:
+            raise IdempotencyKeyError("A stream can't be given again: send no Idempotency-Key with it.")
+        current.attempt = services.idempotency.begin(environ, caller, sent, current.request_id)
     return current, document
 
 

@@ -1,6 +1,8 @@
 """/v1 as it is run: real Granian workers, before a stand-in for an engine."""
 
+import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -122,6 +124,20 @@ def test_many_streams_are_held_and_other_requests_answered_beside_them(tmp_path:
         stack.close()
         wait_until(lambda: len(events_in(api.journal_dir)) == STREAMS)
         assert {event.status for event in events_in(api.journal_dir)} == {499}
+
+
+def test_slow_clients_are_refused_beyond_the_threads_and_leave_some_to_probes(tmp_path: Path) -> None:
+    request = b"POST %s HTTP/1.1\r\nHost: a\r\nX-User-ID: a\r\nContent-Length: 9\r\n\r\n{"  # and no more
+    with running(tmp_path, threads="1", engine_requests="2") as (api, _), ExitStack() as stack:
+        slow = []
+        for path in [b"/v1/chat/completions"] * 8 + [b"/v1/quota/requests"] * 8:  # more than all threads
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", api.port), timeout=30))
+            client.sendall(request % path)
+            slow.append(client)
+        assert httpx.get(f"{api.address}/healthz", timeout=30).status_code == 200
+        wait_until(lambda: len(select.select(slow, [], [], 0)[0]) == len(slow) - 1 - 2)
+        for refused in select.select(slow, [], [], 0)[0]:
+            assert refused.recv(65536).startswith(b"HTTP/1.1 503 ")
 
 
 @pytest.mark.parametrize(
