@@ -85,17 +85,6 @@ class BillingSettings(CommonSettings):
     alert_floor_tokens: int = Field(
         20_000, ge=0, description="A user's day below it is no surge; of projects and models, twice it."
     )
-    alert_quota_user_tokens: int | None = Field(
-        None,
-        ge=0,
-        description="What the gateway lets a user use in a day (quota_user_day_tokens), to alert at 80 and "
-        "100%; none: only of limits that were set for one user.",
-    )
-    alert_quota_project_tokens: int | None = Field(
-        None,
-        ge=0,
-        description="What it lets a project use in a month (quota_project_month_tokens), likewise.",
-    )
     alert_address_requests: int = Field(
         20, ge=1, description="From how many requests of a day on a user's new networks are worth an alert."
     )

@@ -19,6 +19,7 @@ from serving.inference import Metadata, ModelClient
 from serving.journal import Sink
 from serving.kafka import sink_of
 from serving.metering import Meter
+from serving.observability.journal_lag import JournalLag
 from serving.observability.logs import Later
 from serving.observability.metrics import Metrics
 from serving.observability.spans import Spans
@@ -84,6 +85,7 @@ class Services:
     catalog: Catalog
     embedders: Mapping[str, Catalog]
     journal: Sink
+    journal_lag: JournalLag
     meter: Meter
     quotas: Quotas
     idempotency: Idempotency
@@ -113,6 +115,7 @@ class Services:
         self.credit.close()
         self.access.close()
         self.journal.close()
+        self.journal_lag.close()
         self.model.close()
         if self.spans is not None:
             self.spans.close()
@@ -133,6 +136,8 @@ def make_services(
     quotas = make_quotas(settings, access)
     metrics.watch(journal.waiting, journal.problem)
     metrics.watch_reserved(quotas.reserved_tokens)
+    journal_lag = JournalLag(settings.ledger_url, settings.journal_dir)
+    metrics.watch_lag(journal_lag.told)
     return Services(
         settings=settings,
         log=Later(),
@@ -144,6 +149,7 @@ def make_services(
         catalog=_catalog(settings, model, settings.model, "classification"),
         embedders={name: _catalog(settings, model, name, "embedding") for name in settings.embedding_models},
         journal=journal,
+        journal_lag=journal_lag,
         meter=Meter(settings, journal, metrics),
         quotas=quotas,
         idempotency=Idempotency(access, journal, settings.deadline_seconds),

@@ -95,13 +95,6 @@ class ServingSettings(CommonSettings):
     access_stale_seconds: float = Field(
         300.0, gt=0, description="How long keys hold while the store is away; then requests with one get 503."
     )
-    quotas: bool = Field(True, description="Whether quotas hold; false: everybody may use any amount.")
-    quota_user_day_tokens: int = Field(
-        50_000, ge=0, description="Tokens that a user may use in a billing day."
-    )
-    quota_project_month_tokens: int = Field(
-        2_000_000, ge=0, description="Tokens that a project may use in a calendar month."
-    )
     quota_requests_per_minute: int = Field(
         600, ge=0, description="Requests in a minute of the clock, of an API key or a user without one."
     )

@@ -69,6 +69,18 @@ class CommonSettings(BaseSettings):
         None, description="The id of the key that encrypts texts captured in full from now on."
     )
 
+    quotas: bool = Field(
+        True,
+        description="Whether the API holds users and projects to quotas, and alerts tell of them; false: "
+        "everybody may use any amount.",
+    )
+    quota_user_day_tokens: int = Field(
+        50_000, ge=0, description="Tokens that a user may use in a billing day."
+    )
+    quota_project_month_tokens: int = Field(
+        2_000_000, ge=0, description="Tokens that a project may use in a calendar month."
+    )
+
     @property
     def text_keys(self) -> TextKeys:
         """What encrypts and reads captured texts."""

@@ -21,18 +21,17 @@ USER_DAY, PROJECT_MONTH = "user_day_tokens", "project_month_tokens"  # as the ga
 class QuotaLimits:
     """The settings' limits, those set for one subject, and what is granted on top now."""
 
-    defaults: Mapping[str, int | None]
+    defaults: Mapping[str, int]
     own: dict[tuple[str, str], int] = field(default_factory=dict)
     granted: dict[tuple[str, str], int] = field(default_factory=dict)
 
-    def of(self, quota: str, subject: str) -> int | None:
-        """How many tokens a user's day, or a project's month, may have; None: as far as is known, any."""
+    def of(self, quota: str, subject: str) -> int:
+        """How many tokens a user's day, or a project's month, may have."""
         key = (quota, subject)
-        limit = self.own.get(key, self.defaults[quota])
-        return None if limit is None else limit + self.granted.get(key, 0)
+        return self.own.get(key, self.defaults[quota]) + self.granted.get(key, 0)
 
 
-def quota_limits(connection: Connection, defaults: Mapping[str, int | None], now: datetime) -> QuotaLimits:
+def quota_limits(connection: Connection, defaults: Mapping[str, int], now: datetime) -> QuotaLimits:
     """The quotas at a moment; acts that ingest has not chained yet are not known."""
     own: dict[tuple[str, str], int] = {}
     grants: dict[str, tuple[tuple[str, str], int]] = {}

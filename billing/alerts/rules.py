@@ -141,9 +141,11 @@ def budgets(scene: Scene) -> Iterable[Finding]:
 def quotas(scene: Scene) -> Iterable[Finding]:
     """Users' days and projects' months that have used 80 or 100 percent of their quota."""
     settings, month = scene.settings, month_start(scene.today)
+    if not settings.quotas:
+        return
     defaults = {
-        USER_DAY: settings.alert_quota_user_tokens,
-        PROJECT_MONTH: settings.alert_quota_project_tokens,
+        USER_DAY: settings.quota_user_day_tokens,
+        PROJECT_MONTH: settings.quota_project_month_tokens,
     }
     limits = quota_limits(scene.connection, defaults, scene.now)
     spans: tuple[tuple[str, Kind, date, str], ...] = (
@@ -156,7 +158,7 @@ def quotas(scene: Scene) -> Iterable[Finding]:
             limit = limits.of(quota, name)
             percent = 100 if not limit else 100 * tokens // limit
             reached = next((level for level in _QUOTA_PERCENTS if percent >= level), None)
-            if limit is not None and reached is not None:
+            if reached is not None:
                 facts = {"period": period, "percent": percent, "tokens": tokens, "limit": limit}
                 yield Finding("quota", kind, name, reached, facts)
 

@@ -178,6 +178,10 @@ class Metrics:
         """Show the tokens that quotas hold; the counters are one for all workers."""
         self._registry.register(_Reserved(tokens))
 
+    def watch_lag(self, told: Callable[[], tuple[int, float] | None]) -> None:
+        """Show what of the journal the ledger does not have; the journal is one for all workers."""
+        self._registry.register(_Lag(told))
+
     def watch_backlog(self, size_bytes: Callable[[], int]) -> None:
         """Show how far Kafka is behind the journal."""
         self._tallies.watch(_BACKLOG, size_bytes)
@@ -219,4 +223,23 @@ class _Reserved:
             return
         yield GaugeMetricFamily(
             "tallybook_reserved_tokens", "Tokens of quotas held by requests under way.", value=held
+        )
+
+
+class _Lag:
+    """A collector of prometheus-client: no metric while nobody knows."""
+
+    def __init__(self, told: Callable[[], tuple[int, float] | None]) -> None:
+        self._told = told
+
+    def collect(self) -> Iterator[Metric]:
+        """What was found at the last look."""
+        told = self._told()
+        if told is None:
+            return
+        yield GaugeMetricFamily(
+            "tallybook_journal_unread_bytes", "Bytes of the journal that the ledger has not read.", told[0]
+        )
+        yield GaugeMetricFamily(
+            "tallybook_journal_unread_seconds", "Age of the oldest event that it has not read.", told[1]
         )

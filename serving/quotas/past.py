@@ -66,7 +66,7 @@ def read_past(ledger_url: str, journal_dir: Path, zone: tzinfo, now: datetime) -
         for connection in ledger_view(ledger_url, _NEEDED):
             users.update(_sums(connection, "user_id", day, date.fromordinal(day.toordinal() + 1)))
             projects.update(_sums(connection, "project", month_start(day), next_month(day)))
-            offsets = {row.segment: row.offset_bytes for row in connection.execute(sa.text(_OFFSETS))}
+            offsets = _offsets(connection)
     except (sa.exc.SQLAlchemyError, OSError) as error:
         told = " ".join(str(getattr(error, "orig", None) or error).split())
         problem = f"the ledger can't be read, so only the journal is counted: {told}"
@@ -87,6 +87,18 @@ def ledger_view(url: str, tables: Iterable[str]) -> Iterator[Connection]:
                 yield connection
     finally:
         engine.dispose()
+
+
+def ledger_offsets(url: str) -> dict[str, int]:
+    """How far the ledger's readers have come in each segment; nowhere where there is no ledger yet.
+
+    Raises: SQLAlchemyError, OSError: it can't be read.
+    """
+    return next((_offsets(connection) for connection in ledger_view(url, ["journal_offsets"])), {})
+
+
+def _offsets(connection: Connection) -> dict[str, int]:
+    return {row.segment: row.offset_bytes for row in connection.execute(sa.text(_OFFSETS))}
 
 
 def _sums(connection: Connection, column: str, first: date, end: date) -> dict[str, int]:

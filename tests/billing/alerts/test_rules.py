@@ -143,15 +143,17 @@ def test_a_quota_is_told_at_80_and_100_percent_of_what_was_set_and_granted(
     ingest(sqlite_ledger, settings.journal_dir, ZONE)
     for user in ("own", "free", "granted", "ended", "over", "small"):
         bring(sqlite_ledger, [an_event(user=user, prompt_tokens=20 if user == "small" else 140)])
-    found = look(sqlite_ledger, settings.model_copy(update={"alert_quota_user_tokens": 150}), "quotas")
+    found = look(sqlite_ledger, settings.model_copy(update={"quota_user_day_tokens": 150}), "quotas")
     assert {(f.subject, f.level, f.facts["percent"], f.facts["limit"]) for f in found} == {
         ("own", 80, 80, 200), ("free", 100, 106, 150), ("ended", 100, 106, 150), ("over", 100, 106, 150),
     }  # fmt: skip
     assert {f.subject for f in look(sqlite_ledger, settings, "quotas")} == {"own"}
-    monthly = settings.model_copy(update={"alert_quota_project_tokens": 1_000})
+    monthly = settings.model_copy(update={"quota_project_month_tokens": 1_000})
     assert [(f.kind, f.subject, f.facts["tokens"]) for f in look(sqlite_ledger, monthly, "quotas")] == [
         ("user", "own", 160), ("project", "search", 840),
     ]  # fmt: skip
+    without = settings.model_copy(update={"quotas": False, "quota_user_day_tokens": 150})
+    assert look(sqlite_ledger, without, "quotas") == []
 
 
 def _grant(number: str, user: str, tokens: int, until: str) -> dict[str, Any]:
