@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date, datetime, timezone
 from decimal import Decimal
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
@@ -28,6 +30,7 @@ from tallybook.calendar import day_interval
 EVENTS = int(os.environ.get("TALLYBOOK_BENCH_EVENTS", "1000000"))
 USERS = EVENTS // 100
 _PER_BATCH = 3000
+_PER_PART = 500_000  # events made in one statement
 LISTED = Price(
     model="review-sentiment", model_version=None, effective_from=date(2026, 1, 1), currency="CNY",
     per_tokens=1000, input=Decimal("0.80"), cached_input=Decimal("0.20"), output=Decimal("2.40"),
@@ -40,50 +43,63 @@ def fill(ledger: Engine, day: date, events: int, users: int, *, hashed: bool = T
     `hashed`: whether the events have the hash of their prompt.
     """
     prepare_days(ledger, [day])
-    start, seconds = day_interval(day, ZONE).start, 86_400 / events
     with writing(ledger) as connection:
         first = connection.scalar(sa.text("SELECT nextval('event_batches_id_seq')")) or 1
         taken = {"last": first + events // _PER_BATCH}
         connection.execute(sa.text("SELECT setval('event_batches_id_seq', :last)"), taken)
-        values = {
-            "day": day, "first": first, "start": start, "step": seconds, "events": events, "users": users,
-            "prompt": "0" * 64 if hashed else None,
-        }  # fmt: skip
-        connection.execute(sa.text(_EVENTS.format(per_batch=_PER_BATCH)), values)
-        connection.execute(sa.text(_IDS), {"day": day})
-        connection.execute(sa.text(_BATCHES), {"day": day, "now": datetime.now(timezone.utc)})
+    values = {
+        "day": day, "first": first, "start": day_interval(day, ZONE).start, "step": 86_400 / events,
+        "users": users, "prompt": "0" * 64 if hashed else None, "now": datetime.now(timezone.utc),
+    }  # fmt: skip
+    parts = -(-events // _PER_PART)
+    jobs = [
+        (statement, values | {"from": events * part // parts, "to": events * (part + 1) // parts - 1})
+        for part in range(parts)
+        for statement in (_EVENTS, _IDS)
+    ]
+    jobs.append((_BATCHES, values | {"from": 0, "to": events - 1}))
+
+    def insert(job: tuple[str, dict[str, Any]]) -> None:
+        with writing(ledger) as connection:
+            connection.execute(sa.text(job[0]), job[1])
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(insert, jobs))
     with ledger.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.exec_driver_sql(f"VACUUM ANALYZE {partition_name(day)}")
 
 
-_EVENTS = """
+# An event's number decides all of it but its user, so that its row, its id and its batch can be made apart.
+_GENERATED = f"""
+    SELECT n, :start + n * :step * interval '1 second' AS moment, :first + n / {_PER_BATCH} AS batch_id,
+        20 + n % 577 AS prompt_tokens
+    FROM generate_series(CAST(:from AS integer), CAST(:to AS integer)) AS n
+"""
+_ID = "to_char(moment, 'YYYYMMDDHH24MISS') || lpad(to_hex(n), 16, '0')"
+_EVENTS = f"""
     INSERT INTO usage_events (
         day, id, batch_id, hour, source, time, user_id, project, department, model, model_version,
         model_label, latency_class, context_band, operation, tokenizer_fingerprint, prompt_tokens,
         cached_tokens, completion_tokens, usage_estimated, duration_seconds, client_ip, status, prompt_sha256
     )
-    SELECT :day, to_char(moment, 'YYYYMMDDHH24MISS') || lpad(to_hex(n), 16, '0'), :first + n / {per_batch},
-        date_trunc('hour', moment), 'bench', moment, 'user-' || who, 'project-' || who % 100, 'retail',
-        'review-sentiment', (1 + who % 2)::text, '', 'standard', 0, 'analyze', repeat('f', 64),
-        20 + n % 577, 0, 20, false, 0.01, '10.0.0.1', 200, CAST(:prompt AS text)
+    SELECT :day, {_ID}, batch_id, date_trunc('hour', moment), 'bench', moment, 'user-' || who,
+        'project-' || who % 100, 'retail', 'review-sentiment', (1 + who % 2)::text, '', 'standard', 0, 'analyze',
+        repeat('f', 64), prompt_tokens, 0, 20, false, 0.01, '10.0.0.1', 200, CAST(:prompt AS text)
     FROM (
-        SELECT n, :start + n * :step * interval '1 second' AS moment,
-            (CAST(:users AS integer) * power(random(), 2))::integer AS who
-        FROM generate_series(0, CAST(:events AS integer) - 1) AS n
+        SELECT *, (CAST(:users AS integer) * power(random(), 2))::integer AS who
+        FROM ({_GENERATED}) AS each
     ) AS generated
-"""
-_IDS = """
-    INSERT INTO event_ids SELECT id, batch_id, sha256(id::bytea) FROM usage_events WHERE day = :day
-"""
-_BATCHES = """
+"""  # noqa: S608
+_IDS = f"INSERT INTO event_ids SELECT {_ID}, batch_id, sha256('bench') FROM ({_GENERATED}) AS each"  # noqa: S608
+_BATCHES = f"""
     INSERT INTO event_batches (
         id, day, bill_day, segment, offset_bytes, requests, prompt_tokens, cached_tokens, completion_tokens,
         events_root, stored_at, rolled_up
     )
-    SELECT batch_id, day, day, 'bench', batch_id, count(*), sum(prompt_tokens), 0, sum(completion_tokens),
+    SELECT batch_id, :day, :day, 'bench', batch_id, count(*), sum(prompt_tokens), 0, 20 * count(*),
         sha256('bench'), :now, false
-    FROM usage_events WHERE day = :day GROUP BY day, batch_id
-"""
+    FROM ({_GENERATED}) AS each GROUP BY batch_id
+"""  # noqa: S608
 
 
 def rows(_models_dir: Path) -> Iterator[Row]:
