@@ -74,7 +74,7 @@ _GENERATED = f"""
     SELECT n, :start + n * :step * interval '1 second' AS moment, :first + n / {_PER_BATCH} AS batch_id,
         20 + n % 577 AS prompt_tokens
     FROM generate_series(CAST(:from AS integer), CAST(:to AS integer)) AS n
-"""
+"""  # noqa: S608
 _ID = "to_char(moment, 'YYYYMMDDHH24MISS') || lpad(to_hex(n), 16, '0')"
 _EVENTS = f"""
     INSERT INTO usage_events (
@@ -83,8 +83,8 @@ _EVENTS = f"""
         cached_tokens, completion_tokens, usage_estimated, duration_seconds, client_ip, status, prompt_sha256
     )
     SELECT :day, {_ID}, batch_id, date_trunc('hour', moment), 'bench', moment, 'user-' || who,
-        'project-' || who % 100, 'retail', 'review-sentiment', (1 + who % 2)::text, '', 'standard', 0, 'analyze',
-        repeat('f', 64), prompt_tokens, 0, 20, false, 0.01, '10.0.0.1', 200, CAST(:prompt AS text)
+        'project-' || who % 100, 'retail', 'review-sentiment', (1 + who % 2)::text, '', 'standard', 0,
+        'analyze', repeat('f', 64), prompt_tokens, 0, 20, false, 0.01, '10.0.0.1', 200, CAST(:prompt AS text)
     FROM (
         SELECT *, (CAST(:users AS integer) * power(random(), 2))::integer AS who
         FROM ({_GENERATED}) AS each

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from billing.aggregates import whole
 from billing.errors import LedgerError
 from billing.rating import UNRATED
-from billing.tables import bill_days, bill_lines
+from billing.tables import ON_ITS_BILL, bill_days, bill_lines
 
 
 class Billed(NamedTuple):
@@ -39,7 +39,7 @@ def billed_by(
     sums = [whole(sa.func.sum(each)) for each in (line.amount_minor, draft, line.quantity_tokens, unrated)]
     query = (
         sa.select(line.usage_day, column, sa.func.min(line.currency), sa.func.max(line.currency), *sums)
-        .join_from(bill_lines, bill_days)
+        .join_from(bill_lines, bill_days, ON_ITS_BILL)
         .where(line.usage_day.between(first, last))
         .group_by(line.usage_day, column)
         .order_by(line.usage_day, column)

@@ -264,6 +264,7 @@ bill_lines = sa.Table(
     sa.CheckConstraint("(price_id = '') = (amount_minor is null)", name="unrated_has_no_amount"),
     sa.Index("bill_lines_usage_day", "usage_day"),
 )
+ON_ITS_BILL = bill_lines.c.day == bill_days.c.day  # of a join: a line, and the bill it is on
 sa.Index(
     "bill_lines_unrated",
     bill_lines.c.usage_day,

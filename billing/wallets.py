@@ -14,7 +14,7 @@ from billing import chain
 from billing.aggregates import whole
 from billing.errors import AuditError, WalletError
 from billing.ledger import insert, lock_ledger
-from billing.tables import bill_days, bill_lines, prices, wallet_entries
+from billing.tables import ON_ITS_BILL, bill_days, bill_lines, prices, wallet_entries
 from tallybook.usage import MAX_TEXT, NAME
 
 _RECORD = "wallet"
@@ -193,7 +193,7 @@ def _closed_bills(connection: Connection) -> Sequence[sa.Row[tuple[str, date, st
     currency = sa.func.min(line.currency).label("currency")
     query = (
         sa.select(line.project, line.day, currency, _billed().label("billed"))
-        .join_from(bill_lines, bill_days)
+        .join_from(bill_lines, bill_days, ON_ITS_BILL)
         .where(bill_days.c.state == "closed", line.amount_minor.is_not(None), line.project.in_(have_wallets))
         .group_by(line.project, line.day)
     )

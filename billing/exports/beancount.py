@@ -32,7 +32,7 @@ from billing.exports.closed_bills import (
 )
 from billing.money import to_decimal
 from billing.rating import DIRECTIONS, MINIMUM, UNRATED
-from billing.tables import bill_days, bill_lines
+from billing.tables import ON_ITS_BILL, bill_days, bill_lines
 from tallybook.calendar import next_month
 
 # As Beancount computes: a product that this would round is refused here.
@@ -177,7 +177,7 @@ def _balances(connection: Connection, month: Period, currency: str | None) -> It
         sa.cast(sa.func.sum(bill_lines.c[name]), sa.BigInteger).label(name)
         for name in ("quantity_tokens", "amount_minor")
     ]
-    query = sa.select(*keys, rated, *sums).join_from(bill_lines, bill_days)
+    query = sa.select(*keys, rated, *sums).join_from(bill_lines, bill_days, ON_ITS_BILL)
     rows = connection.execute(
         query.where(*on_closed_bills(month)).group_by(*keys, rated).order_by(*keys, rated)
     ).all()

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from billing.errors import ExportError, LedgerError
-from billing.tables import bill_days, bill_lines, event_batches
+from billing.tables import ON_ITS_BILL, bill_days, bill_lines, event_batches
 from tallybook.calendar import ONE_DAY, day_interval, month_start, next_month
 from tallybook.files import whole_file
 
@@ -77,7 +77,9 @@ def closed_lines(
     connection: Connection, wanted: Period, *order: sa.ColumnElement[Any]
 ) -> Iterator[sa.RowMapping]:
     """The lines on closed bills of a period, in this order, a few at a time."""
-    query = sa.select(bill_lines).join_from(bill_lines, bill_days).where(*on_closed_bills(wanted))
+    query = (
+        sa.select(bill_lines).join_from(bill_lines, bill_days, ON_ITS_BILL).where(*on_closed_bills(wanted))
+    )
     yield from connection.execute(
         query.order_by(*order), execution_options={"yield_per": _BATCH_ROWS}
     ).mappings()
@@ -85,7 +87,11 @@ def closed_lines(
 
 def check_closed(connection: Connection, wanted: Period) -> None:
     """Raises: ExportError: no line of the period is on a closed bill (code no_bills)."""
-    found = sa.select(bill_lines.c.day).join_from(bill_lines, bill_days).where(*on_closed_bills(wanted))
+    found = (
+        sa.select(bill_lines.c.day)
+        .join_from(bill_lines, bill_days, ON_ITS_BILL)
+        .where(*on_closed_bills(wanted))
+    )
     if connection.execute(found.limit(1)).first() is None:
         raise ExportError("no_bills", f"there are no closed bills from {wanted}")
 
@@ -95,7 +101,7 @@ def ledger_currency(connection: Connection, *where: sa.ColumnElement[bool]) -> s
 
     Raises: LedgerError: there are two, whose amounts can't be added (code currencies_mixed).
     """
-    query = sa.select(bill_lines.c.currency).join_from(bill_lines, bill_days).where(*where)
+    query = sa.select(bill_lines.c.currency).join_from(bill_lines, bill_days, ON_ITS_BILL).where(*where)
     found = sorted(connection.scalars(query.where(bill_lines.c.currency.is_not(None)).distinct()))
     if len(found) > 1:
         raise LedgerError("currencies_mixed", f"amounts in {' and '.join(found)} can't be added")

@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 from billing.prices.departments import DepartmentRule
 from billing.prices.discounts import Discount
 from billing.prices.price_list import Price
-from billing.tables import bill_days, bill_lines, bill_totals, prices
+from billing.tables import ON_ITS_BILL, bill_days, bill_lines, bill_totals, prices
 
 
 def is_billed(connection: Connection, terms: Price | Discount | DepartmentRule) -> bool:
@@ -47,7 +47,7 @@ def last_billed(connection: Connection, terms: Price | Discount | DepartmentRule
     where += [column == value for column, value in wanted if value is not None]
     query = (
         sa.select(line.usage_day)
-        .join_from(bill_lines, bill_days)
+        .join_from(bill_lines, bill_days, ON_ITS_BILL)
         .where(bill_days.c.state == "closed", line.usage_day >= terms.effective_from, *where)
     )
     return connection.scalar(query.order_by(line.usage_day.desc()).limit(1))
