@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 class Relay:
     """The body of a streamed answer, for the server to iterate over and to close. Never raises."""
 
-    def __init__(self, call: EngineCall, answer: Answer, *, wants_usage: bool) -> None:
+    def __init__(self, call: EngineCall, answer: Answer, *, wants_usage: bool, choices: int) -> None:
         """Raises: ModelRejectedError: the answer is no stream."""
         if not answer.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
             raise ModelRejectedError("The engine of this model did not answer with a stream.")
@@ -44,7 +44,9 @@ class Relay:
         self._rest = b""  # of a line that has not ended
         self._waiting = b""  # for the next turn: what may leave only then
         self._chunk: dict[str, Any] = {}  # the last one, for what its successor must have in common with it
+        self._choices = choices  # that were asked for
         self._usage: EngineUsage | None = None
+        self._usage_is_of_all = True  # not of the one choice that it came with
         self._texts: dict[int, bytearray] = {}  # what each choice has said
         self._finished = False  # the model said why it stopped
         self._given = 0  # bytes of all texts that the server was given
@@ -154,7 +156,9 @@ class Relay:
         altered = False
         if "usage" in chunk:
             # The last one counts: some engines repeat it, some send what they have so far with every chunk.
-            self._usage = read_usage(chunk["usage"]) or self._usage
+            usage = read_usage(chunk["usage"])
+            if usage is not None:
+                self._usage, self._usage_is_of_all = usage, not choices or self._choices == 1
             if not choices:
                 self._chunk = chunk
                 return b""
@@ -215,16 +219,17 @@ class Relay:
         }
         return b"data: " + orjson.dumps(last) + b"\n\n" + self._waiting
 
-    def _settled(self) -> tuple[EngineUsage, bool]:
+    def _settled(self, *, cut_off: bool = False) -> tuple[EngineUsage, bool]:
         """The usage, and whether it is our own count."""
         said = self._usage
-        if said is not None and (said.completion or not self._texts):
+        is_whole = self._usage_is_of_all or not cut_off  # vLLM says with a choice what that one has so far
+        if said is not None and is_whole and (said.completion or not self._texts):
             return said, False
         return self._call.counted(_decoded(text) for text in self._texts.values()), True
 
     def _break_off(self, error: ApiError) -> bytes:
         """Bill what was generated, and tell the client why there is no more; that costs nothing."""
-        usage, estimated = self._settled() if self._texts else (NOTHING, False)
+        usage, estimated = self._settled(cut_off=True) if self._texts else (NOTHING, False)
         try:
             self._call.record(error.status, usage, estimated=estimated)
         except JournalError as unrecorded:
@@ -242,7 +247,7 @@ class Relay:
             self._hear_the_rest()
         except Exception:
             log.exception("the rest of request %s is not counted", self._call.current.request_id)
-        usage, estimated = self._settled()
+        usage, estimated = self._settled(cut_off=True)
         try:
             delivered = min(self._call.target.tokenizer.counts(self._first(taken)), usage.completion)
             self._call.record(CLIENT_LEFT, usage, estimated=estimated, delivered=delivered)

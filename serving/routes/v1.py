@@ -191,7 +191,7 @@ def _generate(
         return _whole(call, path, body)
     answer = call.ask(path, body)
     try:
-        relay = current.stream = Relay(call, answer, wants_usage=asked.wants_usage)
+        relay = current.stream = Relay(call, answer, wants_usage=asked.wants_usage, choices=asked.choices)
     except BaseException as error:
         call.done(answer)
         call.failed(error)

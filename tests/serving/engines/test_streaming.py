@@ -139,6 +139,26 @@ def test_usage_in_every_chunk_makes_a_stream_that_is_left_exact(tmp_path: Path) 
         gateway.engine.was_left.set()
 
 
+def test_usage_in_every_chunk_is_of_one_choice_and_not_taken_for_that_of_all(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, continuous_usage=True) as gateway:
+
+        def script(asked: object) -> Iterator[bytes]:
+            first = chunk("one two three", 0, usage=usage(40, 3))
+            yield from streamed(first, chunk("four five", 1, usage=usage(40, 2)), done=False, end=False)
+            gateway.engine.was_left.wait(30)
+
+        gateway.engine.script = script
+        answer = gateway.chat(stream=True, n=2)
+        stream = iter(answer.response)
+        while b"four" not in next(stream):
+            pass
+        answer.close()
+        [event] = gateway.api.events()
+        assert (event.prompt_tokens, event.completion_tokens) == (PROMPT_TOKENS, 5)
+        assert event.usage_estimated
+        gateway.engine.was_left.set()
+
+
 @pytest.mark.parametrize(
     ("rest", "closes"),
     [
