@@ -132,7 +132,8 @@ class Releases:
             self._record("canaried", {"version": wanted, "stable": stable, "percent": percent(share)})
             if wanted != now:
                 entry.version_labels[CANARY] = wanted
-                self._apply(config, entry, drop={now} if now else set())
+                with self._no_share():  # the one that is there was decided for another version
+                    self._apply(config, entry, drop={now} if now else set())
             self._share(share)
             return wanted
 
@@ -262,6 +263,17 @@ class Releases:
             self._record("undone", {"why": error.message})
             code = "server_unreachable" if isinstance(error, ModelUnavailableError) else "server_refused"
             raise ReleaseError(code, error.message) from error
+
+    @contextmanager
+    def _no_share(self) -> Iterator[None]:
+        """Take the canary's share away; give it back if what is done meanwhile fails."""
+        before = read_shares(self._place.config_path).get(self._model)
+        self._share(None)
+        try:
+            yield
+        except ReleaseError:
+            self._share(before)
+            raise
 
     def _share(self, share: int | None) -> None:
         shares = read_shares(self._place.config_path)

@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import pytest
 
+from serving.errors import ModelUnavailableError
 from serving.inference import ModelClient
 from serving.model_server.server import ModelServer
 from serving.release.files import ConfigError, Release, ReleaseFiles, read_config, read_shares
@@ -109,6 +110,33 @@ def test_a_canary_is_rolled_back_and_leaves_the_server(
     assert steps.release == Release({"stable": 1}, 0)
     assert read_shares(steps.place.config_path) == {}
     wait_until(lambda: steps.states() == {2: "END", 1: "AVAILABLE"})
+
+
+def test_a_canary_never_has_the_share_of_the_one_before(
+    steps: Steps, models_dir: Path, model_versions: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(model_versions, models_dir, 2)
+    steps.adopt()
+    steps.canary(2, 5_000)
+    add(model_versions, models_dir, 3)
+    steps.stage(3)
+    reload = steps.client.reload
+    while_loading: list[int] = []
+
+    def looked_at(config: Any, timeout_seconds: float) -> None:
+        assert steps.release is not None
+        while_loading.append(steps.release.share)
+        if len(while_loading) == 1:
+            raise ModelUnavailableError("away")
+        reload(config, timeout_seconds)
+
+    monkeypatch.setattr(steps.client, "reload", looked_at)
+    with pytest.raises(ReleaseError, match="away"):
+        steps.canary(3, 100)
+    assert steps.release == Release({"stable": 1, "canary": 2}, 5_000)
+    steps.canary(3, 100)
+    assert steps.release == Release({"stable": 1, "canary": 3}, 100)
+    assert while_loading == [0, 0]
 
 
 def test_staging_first_keeps_what_answers(steps: Steps, models_dir: Path, model_versions: Path) -> None:
