@@ -59,4 +59,7 @@ class Credit:
 
     def _poll(self, seconds: float) -> None:
         while not self._stop.wait(seconds):
-            self.refresh()
+            try:
+                self.refresh()
+            except Exception:
+                log.exception("looking at the wallets failed")

@@ -194,6 +194,8 @@ class Idempotency:
                     connection.execute(its.values(held_until=held_until))
             except AccessUnavailableError as error:
                 log.warning("attempts can't be held: %s", error)
+            except Exception:
+                log.exception("attempts can't be held")
 
 
 def _now() -> datetime:

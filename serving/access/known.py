@@ -125,4 +125,7 @@ class Access:
 
     def _poll(self, seconds: float) -> None:
         while not self._stop.wait(seconds):
-            self.refresh()
+            try:
+                self.refresh()
+            except Exception:  # without this thread revoked keys would hold, and then none at all
+                log.exception("looking for changes of keys, limits and grants failed")

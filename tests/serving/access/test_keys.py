@@ -2,6 +2,7 @@ import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -9,7 +10,7 @@ import sqlalchemy as sa
 from click.testing import CliRunner
 from sqlalchemy.engine import Engine
 
-from serving.access import keys
+from serving.access import keys, known
 from serving.access.cli import keys as command
 from serving.access.errors import InvalidRequestError
 from serving.access.keys import Terms
@@ -154,6 +155,20 @@ def test_keys_hold_while_the_store_is_away_but_not_for_ever(
         access.refresh()
         assert access.problem() is None
         assert access.key(secret).user == "anna"
+    finally:
+        access.close()
+
+
+def test_a_look_that_fails_unexpectedly_is_not_the_last(
+    store: Engine, access_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    access = Access(access_url, 0.01, 300)
+    try:
+        with monkeypatch.context() as broken:
+            broken.setattr(known, "changes", lambda _: 1 // 0)
+            wait_until(lambda: "ZeroDivisionError" in caplog.text)
+        key, _ = keys.create(store, tmp_path, TERMS, "x", None, "root")
+        wait_until(lambda: key in access.known().keys.values())
     finally:
         access.close()
 
