@@ -213,6 +213,7 @@ def closing(scene: Scene) -> Iterable[Finding]:
 
 def unmetered(scene: Scene) -> Iterable[Finding]:
     """Models whose servers have certainly answered more requests than any event tells of."""
+    found: dict[str, Finding] = {}
     for day in (scene.today - ONE_DAY, scene.today):
         for row in reconcile_day(scene.connection, day, scene.zone).days:
             served = row.requests.served
@@ -226,7 +227,8 @@ def unmetered(scene: Scene) -> Iterable[Finding]:
                     "day": str(day), "served": served.least, "metered": row.requests.metered,
                     "percent": int(Fraction(100 * missing, served.least)),
                 }  # fmt: skip
-                yield Finding("unmetered", "model", row.model, 1, facts)
+                found[row.model] = Finding("unmetered", "model", row.model, 1, facts)
+    yield from found.values()
 
 
 def journal_lag(scene: Scene) -> Iterable[Finding]:

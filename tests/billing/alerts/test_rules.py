@@ -219,6 +219,28 @@ def test_requests_that_only_the_servers_know_of_are_told(
     ]
 
 
+def test_a_model_that_is_unmetered_for_two_days_is_one_episode(
+    sqlite_ledger: Engine, settings: BillingSettings
+) -> None:
+    rows = [
+        {"sampled_at": at(day, hour), "server": "s", "model": model, "counter": counter, "value": value}
+        for day, hour, served in (
+            (DAY - ONE_DAY, 1, 0), (DAY - ONE_DAY, 11, 40), (DAY, 1, 40), (DAY, 11, 100),
+        )
+        for model, counter, value in (("", "up", 1), ("review-sentiment", "requests", served))
+    ]  # fmt: skip
+    with writing(sqlite_ledger) as connection:
+        connection.execute(counter_samples.insert(), rows)
+    checked = check(sqlite_ledger, settings, NOON)
+    told = [finding for finding in checked.findings if finding.rule == "unmetered"]
+    assert [(f.subject, f.facts["day"], f.facts["served"]) for f in told] == [
+        ("review-sentiment", str(DAY), 60)
+    ]
+    assert [changed.change for changed in checked.changes if changed.episode.rule == "unmetered"] == [
+        "opened"
+    ]
+
+
 def test_events_that_wait_in_the_journal_are_told_until_they_are_read(
     sqlite_ledger: Engine, settings: BillingSettings
 ) -> None:
