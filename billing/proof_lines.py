@@ -111,8 +111,10 @@ def _prove(
                 so_far[number] += tokens
             continue
         tokens, before, amount = row[_TERMS_END:_NUMBERS_END]
-        if direction != MINIMUM:
+        if direction in _NUMBER_OF:
             so_far[_NUMBER_OF[direction]] -= tokens
+        elif direction != MINIMUM:
+            differ(usage_day, Subject(*subject), f"there are no {direction} lines")
         if row[_KEY_END + 1] == UNRATED:
             continue
         said = row[_PAYER:_TERMS_END]

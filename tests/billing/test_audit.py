@@ -143,6 +143,7 @@ ALTERED: list[tuple[Callable[[Connection], None], str]] = [
     (alter(usage_hours, hour=AFTER), "2026-11-21, user user-0, .*: its hour "),
     (alter(usage_events, hour=AFTER), "2026-11-21, user user-0, .*: its hour "),
     (alter(bill_lines, amount_minor=1), "user user-"),
+    (alter(bill_lines, direction="sideways"), "user user-0, .*: there are no sideways lines"),
     (alter(bill_lines), "user user-"),
     (alter(bill_totals, amount_minor=1), "2026-11, user user-0"),
     (alter(bill_totals), "2026-11, user user-0"),
