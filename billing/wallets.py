@@ -127,15 +127,17 @@ def prove_wallets(connection: Connection) -> None:
         elif kind == "close":
             closed.setdefault(body["day"], number)
     charges = {
-        (bill.project, bill.day): (-bill.billed, bill.currency)
+        (bill.project, bill.day): (-bill.billed, bill.currency, _CHARGED_BY, "", bill.closed_at)
         for bill in _closed_bills(connection)
         if bill.project in opened and opened[bill.project] < closed.get(bill.day.isoformat(), 0)
     }
     for row in connection.execute(sa.select(wallet_entries).order_by(wallet_entries.c.id)):
         if row.kind == "charge":
             expected = charges.pop((row.project, row.bill_day), None)
-            if expected != (row.amount_minor, row.currency):
+            if expected is None or expected[:2] != (row.amount_minor, row.currency):
                 raise _altered(row.project, f"the charge for {row.bill_day} is not what its bill comes to")
+            if expected[2:] != (row.who, row.note, row.at):
+                raise _altered(row.project, f"the charge for {row.bill_day} is not what closing has booked")
         elif booked.pop(row.id, None) != _body(row):
             raise _altered(row.project, f"entry {row.id} ({row.kind}) is not what was recorded")
     for project, day in sorted(charges):
@@ -187,15 +189,15 @@ def _billed() -> sa.ColumnElement[int]:
     return whole(sa.func.sum(bill_lines.c.amount_minor))
 
 
-def _closed_bills(connection: Connection) -> Sequence[sa.Row[tuple[str, date, str, int]]]:
+def _closed_bills(connection: Connection) -> Sequence[sa.Row[tuple[str, date, datetime, str, int]]]:
     line = bill_lines.c
     have_wallets = sa.select(wallet_entries.c.project)
     currency = sa.func.min(line.currency).label("currency")
     query = (
-        sa.select(line.project, line.day, currency, _billed().label("billed"))
+        sa.select(line.project, line.day, bill_days.c.closed_at, currency, _billed().label("billed"))
         .join_from(bill_lines, bill_days, ON_ITS_BILL)
         .where(bill_days.c.state == "closed", line.amount_minor.is_not(None), line.project.in_(have_wallets))
-        .group_by(line.project, line.day)
+        .group_by(line.project, line.day, bill_days.c.closed_at)
     )
     return connection.execute(query).all()
 

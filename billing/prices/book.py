@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 from billing import chain
 from billing.errors import AuditError, PricesError
 from billing.ledger import lock_ledger
-from billing.prices.past import billed_currencies, is_billed, last_billed
+from billing.prices.past import is_billed, kept_currencies, last_billed
 from billing.prices.price_list import Price
 from billing.prices.rows import discount_of, discount_row, price_of, price_row, rule_of, rule_row
 from billing.prices.tariff import Tariff
@@ -91,13 +91,13 @@ def import_tariff(connection: Connection, listed: Tariff, by: str, now: datetime
 
 def check(connection: Connection, found: Changes) -> None:
     """Raises: PricesError: these changes would reach into the past; see `import_tariff`."""
-    billed = billed_currencies(connection)
-    other = {price.currency for price in found.added.prices} - billed
-    if billed and other:
+    kept = kept_currencies(connection)
+    other = {price.currency for price in found.added.prices} - kept
+    if kept and other:
         raise PricesError(
             "currency_changed",
-            f"this ledger has bills in {', '.join(sorted(billed))}; amounts in {', '.join(sorted(other))} "
-            "can't be added to them: keep another ledger for another currency",
+            f"this ledger has bills or credit in {', '.join(sorted(kept))}; amounts in "
+            f"{', '.join(sorted(other))} can't be added to them: keep another ledger for another currency",
         )
     for terms in (terms for part in _terms(found.withdrawn) for terms in part):
         if is_billed(connection, terms):

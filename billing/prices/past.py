@@ -10,7 +10,14 @@ from sqlalchemy.engine import Connection
 from billing.prices.departments import DepartmentRule
 from billing.prices.discounts import Discount
 from billing.prices.price_list import Price
-from billing.tables import ON_ITS_BILL, bill_days, bill_lines, bill_totals, prices
+from billing.tables import (
+    ON_ITS_BILL,
+    bill_days,
+    bill_lines,
+    bill_totals,
+    prices,
+    wallet_entries,
+)
 
 
 def is_billed(connection: Connection, terms: Price | Discount | DepartmentRule) -> bool:
@@ -63,9 +70,10 @@ def _next_start(price: Price) -> sa.Select[tuple[date | None]]:
     )
 
 
-def billed_currencies(connection: Connection) -> set[str]:
-    """In which currencies there are closed bills."""
-    return set(connection.scalars(sa.select(prices.c.currency).where(_has_lines(prices.c.id)).distinct()))
+def kept_currencies(connection: Connection) -> set[str]:
+    """In which currencies there are closed bills, or credit that bills are charged to."""
+    billed = sa.select(prices.c.currency).where(_has_lines(prices.c.id))
+    return set(connection.scalars(billed.union(sa.select(wallet_entries.c.currency))))
 
 
 def _has_lines(price_id: sa.ColumnElement[str] | str) -> sa.ColumnElement[bool]:

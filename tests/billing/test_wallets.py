@@ -28,9 +28,11 @@ def close_bill(connection: Connection, day: date, amounts: dict[str, int | None]
     if state == "closed":
         return charge_wallets(connection, day)
     put_bill_day(connection, day)
+    now = datetime.now(timezone.utc)
+    connection.execute(bill_days.update().where(bill_days.c.day == day).values(closed_at=now))
     for project, amount in amounts.items():
         put_line(connection, day, amount, project=project)
-    charged = charge_wallets(connection, day)
+    charged = charge_wallets(connection, day, now)
     chain.append(connection, "close", {"day": day.isoformat()})
     return charged
 

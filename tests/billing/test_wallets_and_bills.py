@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 from billing import audit
-from billing.errors import AuditError, ClosureError
+from billing.errors import AuditError, ClosureError, PricesError
 from billing.ledger import reading, writing
 from billing.tables import bill_lines, usage_hours, wallet_entries
 from billing.wallets import Balance, balances, entries, top_up
 from tests.billing.days import at, bring, close, draft
-from tests.billing.factories import DAY, an_event
+from tests.billing.factories import DAY, a_price, an_event
 
 NEXT = DAY + timedelta(1)
 
@@ -65,13 +66,26 @@ def test_a_closing_that_fails_charges_nothing(ledger: Engine) -> None:
     assert left(ledger) == [Balance("search", "CNY", 1000)]
 
 
-def test_verify_finds_a_charge_that_was_altered(ledger: Engine) -> None:
+@pytest.mark.parametrize(
+    "altered",
+    [{"amount_minor": -1}, {"currency": "EUR"}, {"who": "user-f"}, {"note": "x"}, {"at": at(DAY)}],
+    ids=str,
+)
+def test_verify_finds_a_charge_that_was_altered(ledger: Engine, altered: dict[str, Any]) -> None:
     topped_up(ledger, 1000)
     bring(ledger, [an_event(time=at(DAY), prompt_tokens=10_000)])
     close(ledger, DAY)
     with writing(ledger) as connection:
         audit.verify(connection)
         charge = wallet_entries.update().where(wallet_entries.c.kind == "charge")
-        connection.execute(charge.values(amount_minor=-1))
+        connection.execute(charge.values(altered))
     with pytest.raises(AuditError, match="wallet of search: the charge for 2026-11-21"), reading(ledger) as c:
         audit.verify(c)
+
+
+def test_prices_come_in_the_currency_of_the_credit_that_is_there(ledger: Engine) -> None:
+    topped_up(ledger, 1000)
+    with pytest.raises(PricesError, match="has bills or credit in CNY") as refused:
+        draft(ledger, DAY, [a_price(currency="USD")])
+    assert refused.value.code == "currency_changed"
+    draft(ledger, DAY)
