@@ -123,10 +123,12 @@ class SmallClassifier(Classifier):
 
     def _window(self, ids: Tensor, mask: Tensor, positions: Tensor, noise: Noise) -> tuple[Tensor, ...]:
         """The same stretch of all three, where noise says: what attention costs grows with T squared."""
-        spare = tf.maximum(tf.shape(ids)[1] - self.config.window_tokens, 0)
+        size = tf.minimum(tf.shape(ids)[1], self.config.window_tokens)
+        shortest = tf.reduce_min(tf.reduce_sum(mask, 1))  # of which a token must be left
+        spare = tf.maximum(tf.minimum(tf.shape(ids)[1] - size, shortest - 1), 0)
         start = tf.cast(noise.uniform([]) * tf.cast(spare + 1, tf.float32), tf.int32)
-        end = start + self.config.window_tokens
-        return ids[:, start:end], mask[:, start:end], positions[start:end]
+        places = start + tf.range(size)  # gathered, since XLA slices at constants only
+        return tf.gather(ids, places, axis=1), tf.gather(mask, places, axis=1), tf.gather(positions, places)
 
     def ngram_columns(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids, mask: int32 (B, T) → float32 (B, C): a linear model of a unit vector of scaled n-grams."""

@@ -103,6 +103,21 @@ def test_the_ratio_of_an_ngram_is_of_texts_that_hold_it_not_of_occurrences() -> 
     assert ratios[bucket[2]] == pytest.approx(0)
 
 
+@pytest.mark.parametrize("shortest", [1, 40, 200])
+def test_training_sees_long_texts_in_windows_in_which_every_text_has_tokens(
+    model: SmallClassifier, shortest: int
+) -> None:
+    ids, mask = padded(texts(shortest, 300), 300)
+    plain = model.encoder_columns(ids, mask).numpy()
+    seen = []
+    for number in range(20):
+        found = model.encoder_columns(ids, mask, Noise(tf.constant([1, number]))).numpy()
+        assert (abs(found) < 100).all()  # a text without a token would have the maximum of nothing
+        seen.append(found)
+    assert np.std(seen) > 0
+    assert not np.allclose(seen[0], plain)
+
+
 def test_a_text_over_the_model_length_fails_rather_than_being_cut(model: SmallClassifier) -> None:
     with pytest.raises(tf.errors.InvalidArgumentError):
         model.probabilities(*padded(texts(513), 513))
