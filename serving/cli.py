@@ -19,12 +19,12 @@ from serving.settings import ServingSettings
 def serve(**options: Any) -> None:
     """Serve the API: POST /analyze, OpenAI's /v1 for the engines in models.toml, and what watches them."""
     from serving.engines.file import EnginesFileError
-    from serving.engines.models import check_engines
+    from serving.engines.models import load_engine_models
     from serving.server import serve as run
 
     settings = ServingSettings(**{name: value for name, value in options.items() if value is not None})
     try:
-        check_engines(settings.engines_file, settings.own_models)
+        load_engine_models(settings.engines_file, settings.own_models)  # workers would die of it, ever again
     except EnginesFileError as error:
         raise click.ClickException(str(error)) from error
     if settings.workers > 1 and settings.quotas and settings.redis_url is None:

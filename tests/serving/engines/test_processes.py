@@ -146,15 +146,21 @@ def test_slow_clients_are_refused_beyond_the_threads_and_leave_some_to_probes(tm
         ("engines = 5", "engines_invalid"),
         ("[[engines]", "engines_invalid"),
         ("[[engines]]\nmodel = 'a'\nprice = 5", "engines_invalid"),
+        (
+            "[[engines]]\nmodel = 'a'\nmodel_version = '1'\naddresses = ['http://a/v1']\nkinds = ['chat']\n"
+            "tokenizer = '.'\nmax_context_tokens = 9",
+            "tokenizer_invalid",
+        ),
     ],
 )
 def test_a_bad_file_of_engines_is_told_at_the_start(tmp_path: Path, content: str, code: str) -> None:
     file = tmp_path / "models.toml"
     file.write_text(content)
+    (tmp_path / "tokenizer.json").write_text('{"nothing": 1}')
     ran = subprocess.run(
         [sys.executable, "-m", "tallybook.cli", "serve"],
         capture_output=True, text=True, timeout=60, cwd=tmp_path,
     )  # fmt: skip
     assert ran.returncode == 1
     assert code in ran.stderr
-    assert "models.toml" in ran.stderr
+    assert "models.toml" in ran.stderr or "invalid: a: ." in ran.stderr
