@@ -1,19 +1,27 @@
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timezone
+from datetime import date, datetime, timezone
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from sqlalchemy.engine import Engine
 
 import billing.alerts.tables
 import billing.ledger
+from billing.bulk import insert_rows
 from billing.errors import LedgerError
 from billing.ledger import lock_ledger, open_ledger, reading, share_ledger, writing
-from billing.tables import metadata, set_aside
+from billing.lines import COLUMNS, Rater, make_lines
+from billing.owing import Usage
+from billing.prices.tariff import Tariff
+from billing.tables import bill_days, bill_lines, metadata, set_aside
+from tallybook.database import connect
 from tests.billing.conftest import new_database
 
 
@@ -32,6 +40,28 @@ def test_the_migrations_make_the_tables_that_the_code_uses(nothing_yet: str) -> 
     with reading(ledger) as connection:
         context = MigrationContext.configure(connection, opts={"version_table": "ledger_version"})
         assert compare_metadata(context, metadata) == []
+    ledger.dispose()
+
+
+def test_lines_from_before_they_lost_their_foreign_key_are_kept(nothing_yet: str) -> None:
+    ledger = connect(nothing_yet)
+    with writing(ledger) as connection:
+        config = Config()
+        config.set_main_option("script_location", "billing:migrations")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0005")
+        assert sa.inspect(connection).get_foreign_keys("bill_lines")
+        day = date(2026, 11, 21)
+        connection.execute(bill_days.insert().values(day=day, state="draft", early=False))
+        usage = Usage("anna", "search", "retail", "m", "1", "", "standard", 0, 9, 4, 2, was_unrated=False)
+        lines = make_lines(day, day, Rater(Tariff(), day), [usage], defaultdict(int))
+        insert_rows(connection, bill_lines, COLUMNS, lines)
+        before = connection.execute(sa.select(bill_lines)).all()
+    ledger.dispose()
+    ledger = open_ledger(nothing_yet, "Asia/Shanghai")
+    with reading(ledger) as connection:
+        assert connection.execute(sa.select(bill_lines)).all() == before != []
+        assert not sa.inspect(connection).get_foreign_keys("bill_lines")
     ledger.dispose()
 
 
