@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 WEEK = 7
 _HELD_BACK_DAYS, _FOLDS = 28, 3
 _LEAST_DAYS = {"model": 8 * WEEK, "naive": 2 * WEEK}
+_LONG_PAUSE = 8 * WEEK  # without usage: what was before it says nothing of what comes
 _PATHS = 300
 _LOW, _HIGH = 0.1, 0.9  # eight of ten outcomes lie between
 _SPIKE = 2.0  # times what is usual on the weekdays around it: a surge, which is no season
@@ -66,9 +67,10 @@ def forecast(tokens: NDArray[np.int64], missing: NDArray[np.bool_], ahead: int) 
     Args:
         tokens: by day, the last one being over.
         missing: days that nobody has events of: an outage of the metering, not a day without usage.
-    Surges are taken out first: for both methods, and of the weeks that are held back.
+    Surges are taken out first: for both methods, and of the weeks that are held back. What was used before
+    eight weeks without any usage, such as one event with a wrong clock, is not learned from.
     """
-    begun = int(np.argmax(tokens > 0)) if (tokens > 0).any() else len(tokens)
+    begun = _begun(tokens)
     history = _without_spikes(_filled(tokens[begun:].astype(np.float64), missing[begun:]))
     if not (tokens[-4 * WEEK :] > 0).any():
         nothing = np.zeros(ahead)
@@ -81,6 +83,28 @@ def forecast(tokens: NDArray[np.int64], missing: NDArray[np.bool_], ahead: int) 
     if error >= naive_error:
         return Forecast("naive", "not_better", *_naive(history, ahead), error, naive_error)
     return Forecast("model", "better", *_model(history, ahead), error, naive_error)
+
+
+def days_missing(tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Days without a token, where at least half of the same weekdays around them have some.
+
+    The weekends of a house that rests on them are days without usage, and so is what was before the first.
+    """
+    missing = np.zeros(len(tokens), bool)
+    for day in range(_begun(tokens), len(tokens)):
+        if not tokens[day]:
+            near = [d for d in range(day % WEEK, len(tokens), WEEK) if d != day and abs(d - day) <= 4 * WEEK]
+            missing[day] = bool(near) and 2 * np.count_nonzero(tokens[near]) >= len(near)
+    return missing
+
+
+def _begun(tokens: NDArray[np.int64]) -> int:
+    """The first day with usage after the last long time without."""
+    used = np.flatnonzero(tokens > 0)
+    if not len(used):
+        return len(tokens)
+    breaks = np.flatnonzero(np.diff(used) > _LONG_PAUSE)
+    return int(used[breaks[-1] + 1] if len(breaks) else used[0])
 
 
 def _errors(history: Days) -> tuple[float | None, float | None]:

@@ -40,7 +40,7 @@ _MOST = 8  # series of a chart
 def tell_forecast(report: Report) -> str:
     """The quarter's forecast as text, a line a series."""
     lines = [
-        f"Forecast of {report.first} to {report.end}, from {(report.last - report.begun).days + 1} days "
+        f"Forecast of {report.first} to {report.end}, from {_days((report.last - report.begun).days + 1)} "
         f"up to {report.last}.",
         "",
     ]
@@ -73,7 +73,7 @@ def tell_forecast(report: Report) -> str:
             lines.append(f"{_HEADINGS[each.kind]}{each.name}: {_WHY[each.forecast.reason]}.")
     if report.gaps:
         named = ", ".join(map(str, report.gaps[:5])) + (" …" if len(report.gaps) > 5 else "")
-        lines.append(f"{len(report.gaps)} days without any event were taken as missing: {named}.")
+        lines.append(f"{_days(len(report.gaps))} without any event taken as missing: {named}.")
     return "\n".join(lines)
 
 
@@ -150,6 +150,10 @@ def _capacity(each: Series) -> str:
         return f"{told}; what the pool {need.pool} can do is unknown"
     percent = money.shown(Fraction(need.needed * 100) / Fraction(need.available), 0)
     return f"{told}; the pool {need.pool} can do {need.available:,}: {percent}% of it"
+
+
+def _days(count: int) -> str:
+    return "1 day" if count == 1 else f"{count:,} days"
 
 
 def _short(tokens: int) -> str:

@@ -20,7 +20,7 @@ from sqlalchemy.engine import Engine
 from billing.costs.file import CostList, Pool
 from billing.day_sums import sum_days
 from billing.errors import ForecastError
-from billing.forecast.model import forecast
+from billing.forecast.model import days_missing, forecast
 from billing.forecast.report import Report, forecast_report, quarter_after
 from billing.forecast.text import draw_forecast, tell_forecast, write_forecast
 from billing.ledger import open_ledger, reading, writing
@@ -90,6 +90,25 @@ def test_missing_days_are_filled_and_days_without_usage_are_not() -> None:
     with_gap = np.where(gone, 0, whole)
     filled = forecast(with_gap, gone, 28).expected.sum()
     assert filled == pytest.approx(ahead(whole).sum(), rel=0.1)
+
+
+def test_a_weekend_that_is_mostly_free_is_no_gap_of_the_metering() -> None:
+    weekdays = np.tile(np.array([5000] * 5 + [0, 0], np.int64), 16)
+    weekdays[5 + 14 * 7] = 4000  # somebody worked on one Saturday
+    assert not days_missing(weekdays).any()
+    ahead_of = forecast(weekdays, days_missing(weekdays), 14).expected
+    assert ahead_of[[5, 6, 12, 13]].max() < 500
+    outage = weekdays.copy()
+    outage[51:53] = 0  # a Wednesday and a Thursday
+    assert np.flatnonzero(days_missing(outage)).tolist() == [51, 52]
+
+
+def test_one_event_of_a_wrong_clock_makes_no_history() -> None:
+    tokens = np.concatenate([[120], np.zeros(699, np.int64), noisy(20)[:20]])
+    missing = days_missing(tokens)
+    assert not missing.any()
+    told = forecast(tokens, missing, 30)
+    assert (told.method, told.reason, told.error) == ("naive", "short", None)
 
 
 def test_what_is_noise_alone_is_told_by_the_better_of_two() -> None:
