@@ -141,7 +141,7 @@ class Answer:
 
     def on_message_complete(self) -> None:
         self.ended = self._in_body
-        self._may_be_kept = self._parser.should_keep_alive()  # the parser only knows now
+        self._may_be_kept = self.ended and self._parser.should_keep_alive()  # the parser only knows now
 
     def read_head(self, timeout_seconds: float, meanwhile: Callable[[], None]) -> None:
         """Calls `meanwhile` now and then.

@@ -330,3 +330,19 @@ def _cut(answer: bytes) -> list[bytes]:
     """Its head, some of its body, and the rest."""
     head, separator, body = answer.partition(b"\r\n\r\n")
     return [head + separator, body[:5], body[5:]]
+
+
+def test_a_connection_whose_answer_was_not_read_whole_is_never_given_to_another(gateway: Gateway) -> None:
+    def script(asked: object) -> Iterator[bytes]:
+        yield b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+        yield from streamed(chunk("secret "), done=False, end=False)
+        gateway.engine.was_left.wait(30)
+
+    gateway.engine.script = script
+    answer = gateway.chat(stream=True)
+    assert b"secret" in next(iter(answer.response))
+    answer.close()
+    gateway.engine.was_left.set()
+    gateway.engine.script = lambda asked: streamed(chunk("mine"), usage_chunk())
+    assert said(gateway.stream()) == "mine"
+    assert gateway.engine.connections == 2
