@@ -195,6 +195,11 @@ class EmbeddedAirflow:
                 raise AirflowError(f"{run_id} is still {state} after {timeout_seconds:.0f} s: {known}")
             time.sleep(0.3)
 
+    def runs(self, dag_id: str) -> list[tuple[str, str, str]]:
+        """The runs of a DAG, oldest first: id, how it was started (`run_type`), state."""
+        found = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns?order_by=run_after")["dag_runs"]
+        return [(run["dag_run_id"], run["run_type"], run["state"]) for run in found]
+
     def errors(self, dag_id: str, run_id: str) -> list[str]:
         """What the tasks of a run logged as errors, oldest first, each as `task: message`."""
         logs = self.home / "logs" / f"dag_id={dag_id}" / f"run_id={run_id}"

@@ -70,13 +70,14 @@ def use(tmp_path: Path) -> Callable[..., None]:
         noon = datetime.combine(day, time(12), tzinfo=ZONE)
         with (journal / f"{day}-{user}.jsonl").open("a") as segment:
             for _ in range(requests):
-                event = _event(noon, user, prompt_tokens)
+                event = an_event(noon, user, prompt_tokens)
                 segment.write(json.dumps(event.to_record()) + "\n")
 
     return write
 
 
-def _event(moment: datetime, user: str, prompt_tokens: int) -> UsageEvent:
+def an_event(moment: datetime, user: str, prompt_tokens: int) -> UsageEvent:
+    """One answered request."""
     return UsageEvent(
         id=new_event_id(),
         source="tests",

@@ -1,33 +1,61 @@
-"""A real Airflow bills days that are triggered on the command line and by REST, and leaves nothing behind."""
+"""A real Airflow, started as `tallybook airflow up` starts it, runs our DAGs by every way there is.
+
+One Airflow for all of it: by schedule and by asset, on the command line, by REST, as a back-fill.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Callable
-from datetime import date
+import time
+from collections.abc import Iterator
+from datetime import date, datetime, timedelta
+from datetime import time as clock
 from email import message_from_bytes
+from email.message import Message
 from pathlib import Path
 
 import pytest
 
-from tallybook.airflow import AirflowError, EmbeddedAirflow
+from tallybook.airflow import DAGS_DIR, AirflowError, EmbeddedAirflow
+from tallybook.calendar import today
+from tests.dags.conftest import PRICES, ZONE, an_event
 
-DAG = "daily_billing"
-BY_COMMAND, BY_REST, NEVER = date(2026, 11, 18), date(2026, 11, 19), date(2199, 1, 1)
+YESTERDAY = today(ZONE) - timedelta(days=1)
+BY_COMMAND, BY_REST, FILLED, NEVER = (
+    date(2026, 10, 18), date(2026, 10, 19), date(2026, 9, 18), date(2199, 1, 1)
+)  # fmt: skip
+DAYS = (BY_COMMAND, BY_REST, FILLED, YESTERDAY)
 
 
-def trigger_by_command(airflow: EmbeddedAirflow, conf: dict[str, object]) -> str:
-    """As an operator would in a shell; the id of the run."""
-    command = [sys.executable, "-m", "airflow", "dags", "trigger", DAG, "--conf", json.dumps(conf)]
-    environment = {**os.environ, **airflow.environment}
-    told = subprocess.run(
-        [*command, "--output", "json"], env=environment, check=True, capture_output=True, text=True
-    )
-    run: str = json.loads(told.stdout[told.stdout.index("[{") :])[0]["dag_run_id"]
-    return run
+class Place:
+    """A running Airflow, and the folder with the journal, the ledger and the outbox that its DAGs work on."""
+
+    def __init__(self, airflow: EmbeddedAirflow, folder: Path) -> None:
+        self.airflow, self.folder = airflow, folder
+
+    def mails(self) -> list[Message]:
+        """What is in the outbox, in the order of subjects."""
+        files = (self.folder / "outbox").glob("*.eml")
+        return sorted((message_from_bytes(file.read_bytes()) for file in files), key=lambda m: m["Subject"])
+
+    def wait_for(self, dag_id: str, run_type: str) -> str:
+        """The end of a run that Airflow started by itself: its state."""
+        deadline = time.monotonic() + 300
+        while time.monotonic() < deadline:
+            for run, how, _ in self.airflow.runs(dag_id):
+                if how == run_type:
+                    return self.airflow.wait(dag_id, run)
+            time.sleep(1)
+        raise AssertionError(f"no {run_type} run of {dag_id}: {self.airflow.runs(dag_id)}")
+
+    def command(self, *arguments: str) -> str:
+        """Give Airflow one of its own commands, as an operator would in a shell."""
+        command = [sys.executable, "-m", "tallybook.cli", "airflow", "do", "--folder", str(self.airflow.home)]
+        told = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+        assert told.returncode == 0, told.stderr
+        return told.stdout
 
 
 def processes_of(home: Path) -> list[str]:
@@ -42,38 +70,82 @@ def processes_of(home: Path) -> list[str]:
     return found
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
-def test_two_days_are_billed_by_command_and_by_rest_and_nothing_stays_behind(
-    tmp_path: Path,
-    settings: dict[str, str],
-    use: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
-    use(BY_COMMAND, "user-a")
-    use(BY_REST, "user-b")
-    seen: list[tuple[str, str]] = []
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("place")
+    (folder / "journal").mkdir()
+    for day in DAYS:
+        events = [an_event(datetime.combine(day, clock(12), tzinfo=ZONE), f"user-{n}", 100) for n in range(2)]
+        lines = (json.dumps(event.to_record()) + "\n" for event in events)
+        (folder / "journal" / f"{day}.jsonl").write_text("".join(lines))
+    subscribed = '[[subscriptions]]\nuser = "user-1"\nto = ["one@example.com"]\nlanguage = "zh"\n'
+    (folder / "subscriptions.toml").write_text(subscribed)
+    variables = {
+        "TALLYBOOK_TIME_ZONE": ZONE.key,
+        "TALLYBOOK_JOURNAL_DIR": str(folder / "journal"),
+        "TALLYBOOK_LEDGER_URL": f"sqlite:///{folder / 'ledger.db'}",
+        "TALLYBOOK_PRICES_FILE": str(PRICES),
+        "TALLYBOOK_REPORTS_DIR": str(folder / "reports"),
+        "TALLYBOOK_OUTBOX_DIR": str(folder / "outbox"),
+        "TALLYBOOK_SUBSCRIPTIONS_FILE": str(folder / "subscriptions.toml"),
+        "TALLYBOOK_SMTP_URL": "",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        with EmbeddedAirflow(folder / "airflow", scheduled=True) as airflow:
+            for dag in sorted(file.stem for file in DAGS_DIR.glob("*.py")):
+                airflow.wait_until_ready(dag, 180)
+            yield Place(airflow, folder)
+        assert processes_of(airflow.home) == []
 
-    with EmbeddedAirflow(tmp_path / "airflow") as airflow:
-        airflow.wait_until_ready(DAG)
-        first = trigger_by_command(airflow, {"day": str(BY_COMMAND), "user": None})
-        second = airflow.trigger(DAG, {"day": str(BY_REST), "user": None})
-        third = airflow.trigger(DAG, {"day": str(NEVER)})
-        with pytest.raises(AirflowError, match=r": 400 .*'yesterday' is not a 'date'"):
-            airflow.trigger(DAG, {"day": "yesterday"})
-        ended = [
-            airflow.wait(DAG, run, lambda *change: seen.append(change)) for run in (first, second, third)
-        ]
-        assert len(processes_of(airflow.home)) >= 3
 
-    assert ended == ["success", "success", "failed"], [airflow.errors(DAG, run) for run in (first, second)]
-    assert ("mail", "success") in seen
-    refused = f"rate: AirflowFailException: day_in_future: {NEVER} has not begun"
-    assert airflow.errors(DAG, third) == [refused]
-    assert processes_of(airflow.home) == []
-    subjects = [message_from_bytes(m.read_bytes())["Subject"] for m in (tmp_path / "outbox").glob("*.eml")]
-    failures = [
-        subject for subject in subjects if subject.startswith("[Tallybook] daily_billing failed in rate")
+def test_by_schedule_usage_is_stored_and_the_complete_day_starts_its_billing(place: Place) -> None:
+    assert place.wait_for("keep_up", "scheduled") == "success"
+    assert place.wait_for("daily_billing", "scheduled") == "success"
+    assert place.wait_for("daily_billing", "asset_triggered") == "success"
+    subjects = [mail["Subject"] for mail in place.mails() if str(YESTERDAY) in mail["Subject"]]
+    assert len(subjects) == 1  # however many runs there were
+
+
+def test_days_are_billed_by_command_and_by_rest(place: Place) -> None:
+    place.command(
+        "dags", "trigger", "daily_billing", "--run-id", "one", "--conf", f'{{"day": "{BY_COMMAND}"}}'
+    )
+    second = place.airflow.trigger("daily_billing", {"day": str(BY_REST), "user": None})
+    ended = [place.airflow.wait("daily_billing", run) for run in ("one", second)]
+    assert ended == ["success", "success"], place.airflow.errors("daily_billing", "one")
+    told = [
+        (mail["To"], day) for mail in place.mails() for day in DAYS if str(day) in str(mail["Message-ID"])
     ]
-    assert (len(subjects), len(failures)) == (3, 1)  # two bills, and the operator is told
+    assert told == []  # Message-IDs name nothing
+    to = [mail["To"] for mail in place.mails()]
+    assert to.count("one@example.com") >= 2
+    with pytest.raises(AirflowError, match=r": 400 .*'yesterday' is not a 'date'"):
+        place.airflow.trigger("daily_billing", {"day": "yesterday"})
+
+
+def test_a_range_of_days_is_filled_in(place: Place) -> None:
+    days = ["--from-date", str(FILLED), "--to-date", str(FILLED + timedelta(days=1))]
+    place.command("backfill", "create", "--dag-id", "daily_billing", *days)
+    assert place.wait_for("daily_billing", "backfill") == "success"
+    assert (place.folder / "reports" / str(FILLED) / "bill.pdf").exists()
+
+
+def test_a_day_that_has_not_begun_fails_with_its_code_and_the_operator_is_told(place: Place) -> None:
+    run = place.airflow.trigger("daily_billing", {"day": str(NEVER)})
+    assert place.airflow.wait("daily_billing", run) == "failed"
+    refused = f"rate: AirflowFailException: day_in_future: {NEVER} has not begun"
+    assert place.airflow.errors("daily_billing", run) == [refused]
+    told = [mail for mail in place.mails() if mail["To"] == "operator@example.com"]
+    assert [mail["Subject"] for mail in told if "day_in_future" in mail["Subject"]] == [
+        f"[Tallybook] daily_billing failed in rate: day_in_future: {NEVER} has not begun"
+    ]
+
+
+def test_a_month_is_stated_by_rest(place: Place) -> None:
+    assert place.wait_for("monthly_statements", "scheduled") == "success"
+    run = place.airflow.trigger("monthly_statements", {"month": f"{BY_REST:%Y-%m}"})
+    assert place.airflow.wait("monthly_statements", run) == "success"
+    assert (place.folder / "reports" / f"{BY_REST:%Y-%m}" / "statement-retail.pdf").exists()
+    assert any(f"statement of {BY_REST:%Y-%m}" in mail["Subject"] for mail in place.mails())
