@@ -14,6 +14,7 @@ from datetime import date, datetime, timedelta
 from datetime import time as clock
 from email import message_from_bytes
 from email.message import Message
+from email.policy import default
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,10 @@ class Place:
     def mails(self) -> list[Message]:
         """What is in the outbox, in the order of subjects."""
         files = (self.folder / "outbox").glob("*.eml")
-        return sorted((message_from_bytes(file.read_bytes()) for file in files), key=lambda m: m["Subject"])
+        return sorted(
+            (message_from_bytes(file.read_bytes(), policy=default) for file in files),
+            key=lambda m: m["Subject"],
+        )
 
     def wait_for(self, dag_id: str, run_type: str) -> str:
         """The end of a run that Airflow started by itself: its state."""
@@ -137,7 +141,10 @@ def test_a_day_that_has_not_begun_fails_with_its_code_and_the_operator_is_told(p
     assert place.airflow.wait("daily_billing", run) == "failed"
     refused = f"rate: AirflowFailException: day_in_future: {NEVER} has not begun"
     assert place.airflow.errors("daily_billing", run) == [refused]
-    told = [mail for mail in place.mails() if mail["To"] == "operator@example.com"]
+    deadline = time.monotonic() + 60  # the task tells after Airflow knows that it has failed
+    while not (told := [mail for mail in place.mails() if mail["To"] == "operator@example.com"]):
+        assert time.monotonic() < deadline, "the operator was not told"
+        time.sleep(0.5)
     assert [mail["Subject"] for mail in told if "day_in_future" in mail["Subject"]] == [
         f"[Tallybook] daily_billing failed in rate: day_in_future: {NEVER} has not begun"
     ]
