@@ -29,7 +29,7 @@ MONTH = Param(
     schedule=CronDataIntervalTimetable("0 6 2 * *", timezone=BillingSettings().time_zone),
     catchup=False,
     is_paused_upon_creation=False,
-    max_active_runs=1,
+    max_active_runs=4,  # a run that waits for its month keeps no other from running
     params={"month": MONTH},
     default_args=DEFAULTS,
     doc_md=__doc__,
@@ -38,7 +38,13 @@ MONTH = Param(
 def monthly_statements() -> None:
     """Two steps over one calendar month, of which each may run again at any time."""
 
-    @task.sensor(mode="reschedule", poke_interval=600, timeout=timedelta(days=5).total_seconds())
+    @task.sensor(
+        mode="reschedule",
+        poke_interval=30,
+        exponential_backoff=True,
+        max_wait=timedelta(minutes=10),
+        timeout=timedelta(days=5).total_seconds(),
+    )
     def closed(**context: Any) -> PokeReturnValue:
         from billing.statements import monthly
 

@@ -61,7 +61,7 @@ def judge(before: NDArray[np.int64], now: NDArray[np.int64], rule: SurgeRule) ->
     window[~known] = np.nan
     same_weekday = window[:, -_WEEK::-_WEEK]
     baseline = _quantile(same_weekday, 0.5)
-    spread = _NORMAL * _quantile(np.abs(same_weekday - baseline[:, None]), 0.5)
+    spread = _spread(window)
     active = _quantile(np.where(window > 0, window, np.nan), 0.5)
     high = _quantile(window, 0.9)
     baseline = np.where(baseline > 0, baseline, active)
@@ -75,6 +75,18 @@ def judge(before: NDArray[np.int64], now: NDArray[np.int64], rule: SurgeRule) ->
     )
     bound = np.where(enough, bound, np.inf)
     return Judged(now >= bound, np.where(enough, baseline, np.nan), bound)
+
+
+def _spread(window: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How far each subject's days lie from the median of their weekday: the robust deviation of all of them.
+
+    Of one weekday alone there are eight days at most, and two odd ones among them would hide a surge.
+    """
+    apart = np.empty_like(window)
+    for weekday in range(_WEEK):
+        same = window[:, weekday::_WEEK]
+        apart[:, weekday::_WEEK] = np.abs(same - _quantile(same, 0.5)[:, None])
+    return _NORMAL * _quantile(apart, 0.5)
 
 
 def _quantile(values: NDArray[np.float64], part: float) -> NDArray[np.float64]:

@@ -1,6 +1,7 @@
-"""A real Airflow, started as `tallybook airflow up` starts it, runs our DAGs by every way there is.
+"""A real Airflow, started as `tallybook airflow up` starts it, runs each of our DAGs by every way there is.
 
 One Airflow for all of it: by schedule and by asset, on the command line, by REST, as a back-fill.
+`train_and_release` has its own tests.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date, datetime, timedelta
 from datetime import time as clock
 from email import message_from_bytes
@@ -19,47 +21,69 @@ from pathlib import Path
 
 import pytest
 
-from tallybook.airflow import DAGS_DIR, AirflowError, EmbeddedAirflow
+from billing.bills import close_day
+from billing.ingest import ingest
+from billing.ledger import open_ledger, writing
+from billing.price_book import sync_prices
+from billing.price_file import read_tariff
+from tallybook.airflow import AirflowError, EmbeddedAirflow
 from tallybook.calendar import today
+from tests.billing.robots import Robots, running_robots
 from tests.dags.conftest import PRICES, ZONE, an_event
 
-YESTERDAY = today(ZONE) - timedelta(days=1)
-BY_COMMAND, BY_REST, FILLED, NEVER = (
-    date(2026, 10, 18), date(2026, 10, 19), date(2026, 9, 18), date(2199, 1, 1)
-)  # fmt: skip
-DAYS = (BY_COMMAND, BY_REST, FILLED, YESTERDAY)
+NOW, TODAY = datetime.now(ZONE), today(ZONE)
+YESTERDAY = TODAY - timedelta(days=1)
+# The month whose statement is due first: on the 2nd, at 06:00, of the month after it.
+MONTH = ((NOW - timedelta(days=1, hours=6)).date().replace(day=1) - timedelta(days=1)).replace(day=1)
+FILLED, BY_COMMAND, NEVER = MONTH.replace(day=10), MONTH.replace(day=18), date(2199, 1, 1)
+UNRATED = "nobody-priced-me"
+HISTORY = [MONTH + timedelta(days=n) for n in range((YESTERDAY - MONTH).days)]
+_MONDAY = (NOW - timedelta(hours=6, minutes=30)).date()  # on or after one at 06:30
+SUNDAY = _MONDAY - timedelta(days=_MONDAY.weekday() + 1)
+DAGS = ("daily_billing", "hourly_alerts", "keep_up", "monthly_statements", "usage_forecast")
+CONF = {
+    "daily_billing": {"day": str(BY_COMMAND)},
+    "monthly_statements": {"month": f"{MONTH:%Y-%m}"},
+    "usage_forecast": {"day": str(YESTERDAY - timedelta(days=1))},
+}
 
 
 class Place:
-    """A running Airflow, and the folder with the journal, the ledger and the outbox that its DAGs work on."""
+    """A running Airflow, the folder with the ledger and the outbox that its DAGs work on, and chat robots."""
 
-    def __init__(self, airflow: EmbeddedAirflow, folder: Path) -> None:
-        self.airflow, self.folder = airflow, folder
+    def __init__(self, airflow: EmbeddedAirflow, folder: Path, robots: Robots) -> None:
+        self.airflow, self.folder, self.robots = airflow, folder, robots
 
-    def mails(self) -> list[Message]:
-        """What is in the outbox, in the order of subjects."""
+    def mails(self, to: str) -> list[Message]:
+        """What is in the outbox for somebody."""
         files = (self.folder / "outbox").glob("*.eml")
-        return sorted(
-            (message_from_bytes(file.read_bytes(), policy=default) for file in files),
-            key=lambda m: m["Subject"],
-        )
+        mails = (message_from_bytes(file.read_bytes(), policy=default) for file in files)
+        return [mail for mail in mails if mail["To"] == to]
 
-    def wait_for(self, dag_id: str, run_type: str) -> str:
-        """The end of a run that Airflow started by itself: its state."""
+    def billed(self, day: date) -> int:
+        """How many mails with the bill of a day finance got."""
+        return sum(str(day) in mail["Subject"] for mail in self.mails("finance@example.com"))
+
+    def wait_for(self, dag_id: str, run_type: str) -> None:
+        """Wait for a run that Airflow starts by itself, and for its success."""
         deadline = time.monotonic() + 300
-        while time.monotonic() < deadline:
+        while True:
             for run, how, _ in self.airflow.runs(dag_id):
                 if how == run_type:
-                    return self.airflow.wait(dag_id, run)
-            time.sleep(1)
-        raise AssertionError(f"no {run_type} run of {dag_id}: {self.airflow.runs(dag_id)}")
+                    return self.succeeded(dag_id, run)
+            assert time.monotonic() < deadline, f"no {run_type} run of {dag_id}: {self.airflow.runs(dag_id)}"
+            time.sleep(0.5)
 
-    def command(self, *arguments: str) -> str:
+    def succeeded(self, dag_id: str, run: str) -> None:
+        """Wait for the success of a run."""
+        state = self.airflow.wait(dag_id, run)
+        assert state == "success", (dag_id, run, self.airflow.errors(dag_id, run))
+
+    def command(self, *arguments: str) -> None:
         """Give Airflow one of its own commands, as an operator would in a shell."""
         command = [sys.executable, "-m", "tallybook.cli", "airflow", "do", "--folder", str(self.airflow.home)]
         told = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
         assert told.returncode == 0, told.stderr
-        return told.stdout
 
 
 def processes_of(home: Path) -> list[str]:
@@ -74,16 +98,8 @@ def processes_of(home: Path) -> list[str]:
     return found
 
 
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    folder = tmp_path_factory.mktemp("place")
-    (folder / "journal").mkdir()
-    for day in DAYS:
-        events = [an_event(datetime.combine(day, clock(12), tzinfo=ZONE), f"user-{n}", 100) for n in range(2)]
-        lines = (json.dumps(event.to_record()) + "\n" for event in events)
-        (folder / "journal" / f"{day}.jsonl").write_text("".join(lines))
-    subscribed = '[[subscriptions]]\nuser = "user-1"\nto = ["one@example.com"]\nlanguage = "zh"\n'
-    (folder / "subscriptions.toml").write_text(subscribed)
+def history(folder: Path) -> dict[str, str]:
+    """A ledger with closed days, and a journal with yesterday and today; the settings that name them."""
     variables = {
         "TALLYBOOK_TIME_ZONE": ZONE.key,
         "TALLYBOOK_JOURNAL_DIR": str(folder / "journal"),
@@ -94,65 +110,106 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
         "TALLYBOOK_SUBSCRIPTIONS_FILE": str(folder / "subscriptions.toml"),
         "TALLYBOOK_SMTP_URL": "",
     }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in variables.items():
+    subscribed = '[[subscriptions]]\nuser = "user-1"\nto = ["one@example.com"]\nlanguage = "zh"\n'
+    (folder / "subscriptions.toml").write_text(subscribed)
+    (folder / "journal").mkdir()
+    for day in HISTORY:
+        _use(folder, day)
+    ledger = open_ledger(variables["TALLYBOOK_LEDGER_URL"], ZONE.key)
+    ingest(ledger, folder / "journal", ZONE)
+    with writing(ledger) as connection:
+        tariff = sync_prices(connection, read_tariff(PRICES))
+        for day in HISTORY:
+            close_day(connection, day, tariff, ZONE)
+    ledger.dispose()
+    _use(folder, YESTERDAY, UNRATED)
+    _use(folder, TODAY)
+    return variables
+
+
+def _use(folder: Path, day: date, *models: str) -> None:
+    """Write two users' requests to the journal, and one for each of these models."""
+    moment = datetime.combine(day, clock(0, 0, 1), tzinfo=ZONE)
+    events = [an_event(moment, f"user-{n}", 100) for n in range(2)]
+    events += [replace(an_event(moment, "user-0", 100), model=model) for model in models]
+    lines = (json.dumps(event.to_record()) + "\n" for event in events)
+    (folder / "journal" / f"{day}.jsonl").write_text("".join(lines))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    if sys.platform != "linux":
+        pytest.skip("looks for processes in /proc")
+    folder = tmp_path_factory.mktemp("place")
+    with pytest.MonkeyPatch.context() as patch, running_robots() as robots:
+        channels = {"TALLYBOOK_ALERT_CHANNELS": f'{{"ops": "wecom+{robots.url}/wecom"}}'}
+        for name, value in (history(folder) | channels).items():
             patch.setenv(name, value)
         with EmbeddedAirflow(folder / "airflow", scheduled=True) as airflow:
-            for dag in sorted(file.stem for file in DAGS_DIR.glob("*.py")):
+            for dag in DAGS:
                 airflow.wait_until_ready(dag, 180)
-            yield Place(airflow, folder)
+            yield Place(airflow, folder, robots)
+            assert len(processes_of(airflow.home)) >= 3
         assert processes_of(airflow.home) == []
 
 
-def test_by_schedule_usage_is_stored_and_the_complete_day_starts_its_billing(place: Place) -> None:
-    assert place.wait_for("keep_up", "scheduled") == "success"
-    assert place.wait_for("daily_billing", "scheduled") == "success"
-    assert place.wait_for("daily_billing", "asset_triggered") == "success"
-    subjects = [mail["Subject"] for mail in place.mails() if str(YESTERDAY) in mail["Subject"]]
-    assert len(subjects) == 1  # however many runs there were
+def test_each_dag_runs_by_its_schedule_and_billing_as_soon_as_a_day_is_complete(place: Place) -> None:
+    for dag in DAGS:
+        place.wait_for(dag, "scheduled")
+    place.wait_for("daily_billing", "asset_triggered")
+    assert place.billed(YESTERDAY) == 1  # by two runs
+    assert len(place.mails("one@example.com")) == 1
+    assert (place.folder / "reports" / f"{MONTH:%Y-%m}" / "statement-retail.pdf").exists()
+    assert (place.folder / "reports" / "forecast" / str(SUNDAY) / "forecast.csv").exists()
 
 
-def test_days_are_billed_by_command_and_by_rest(place: Place) -> None:
-    place.command(
-        "dags", "trigger", "daily_billing", "--run-id", "one", "--conf", f'{{"day": "{BY_COMMAND}"}}'
-    )
-    second = place.airflow.trigger("daily_billing", {"day": str(BY_REST), "user": None})
-    ended = [place.airflow.wait("daily_billing", run) for run in ("one", second)]
-    assert ended == ["success", "success"], place.airflow.errors("daily_billing", "one")
-    told = [
-        (mail["To"], day) for mail in place.mails() for day in DAYS if str(day) in str(mail["Message-ID"])
+def test_each_dag_runs_by_command(place: Place) -> None:
+    for dag in DAGS:
+        place.command("dags", "trigger", dag, "--run-id", "typed", "--conf", json.dumps(CONF.get(dag, {})))
+    for dag in DAGS:
+        place.succeeded(dag, "typed")
+    assert place.billed(BY_COMMAND) == 1
+    last = CONF["usage_forecast"]["day"]
+    assert (place.folder / "reports" / "forecast" / last / "forecast.csv").exists()
+
+
+def test_each_dag_runs_by_rest(place: Place) -> None:
+    conf = CONF | {"daily_billing": {"day": str(TODAY), "early": True}}
+    runs = [(dag, place.airflow.trigger(dag, conf.get(dag, {}))) for dag in DAGS]
+    for dag, run in runs:
+        place.succeeded(dag, run)
+    assert place.billed(TODAY) == 1
+
+
+def test_what_three_runs_found_and_stated_was_told_once(place: Place) -> None:
+    told = [text for text in place.robots.texts() if UNRATED in text]
+    assert len(told) == 1, place.robots.texts()
+    stated = [
+        mail["Subject"] for mail in place.mails("finance@example.com") if "statement" in mail["Subject"]
     ]
-    assert told == []  # Message-IDs name nothing
-    to = [mail["To"] for mail in place.mails()]
-    assert to.count("one@example.com") >= 2
-    with pytest.raises(AirflowError, match=r": 400 .*'yesterday' is not a 'date'"):
-        place.airflow.trigger("daily_billing", {"day": "yesterday"})
+    assert len(stated) == 1, stated
+    assert f"statement of {MONTH:%Y-%m}" in stated[0]
 
 
 def test_a_range_of_days_is_filled_in(place: Place) -> None:
     days = ["--from-date", str(FILLED), "--to-date", str(FILLED + timedelta(days=1))]
     place.command("backfill", "create", "--dag-id", "daily_billing", *days)
-    assert place.wait_for("daily_billing", "backfill") == "success"
+    place.wait_for("daily_billing", "backfill")
+    assert place.billed(FILLED) == 1
     assert (place.folder / "reports" / str(FILLED) / "bill.pdf").exists()
 
 
 def test_a_day_that_has_not_begun_fails_with_its_code_and_the_operator_is_told(place: Place) -> None:
+    with pytest.raises(AirflowError, match=r": 400 .*'yesterday' is not a 'date'"):
+        place.airflow.trigger("daily_billing", {"day": "yesterday"})
     run = place.airflow.trigger("daily_billing", {"day": str(NEVER)})
     assert place.airflow.wait("daily_billing", run) == "failed"
     refused = f"rate: AirflowFailException: day_in_future: {NEVER} has not begun"
     assert place.airflow.errors("daily_billing", run) == [refused]
     deadline = time.monotonic() + 60  # the task tells after Airflow knows that it has failed
-    while not (told := [mail for mail in place.mails() if mail["To"] == "operator@example.com"]):
+    while not (told := place.mails("operator@example.com")):
         assert time.monotonic() < deadline, "the operator was not told"
         time.sleep(0.5)
-    assert [mail["Subject"] for mail in told if "day_in_future" in mail["Subject"]] == [
+    assert [mail["Subject"] for mail in told] == [
         f"[Tallybook] daily_billing failed in rate: day_in_future: {NEVER} has not begun"
     ]
-
-
-def test_a_month_is_stated_by_rest(place: Place) -> None:
-    assert place.wait_for("monthly_statements", "scheduled") == "success"
-    run = place.airflow.trigger("monthly_statements", {"month": f"{BY_REST:%Y-%m}"})
-    assert place.airflow.wait("monthly_statements", run) == "success"
-    assert (place.folder / "reports" / f"{BY_REST:%Y-%m}" / "statement-retail.pdf").exists()
-    assert any(f"statement of {BY_REST:%Y-%m}" in mail["Subject"] for mail in place.mails())
