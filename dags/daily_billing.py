@@ -32,7 +32,7 @@ DRY_RUN = Param(False, type="boolean", description="Tell what would be done, and
     ),
     catchup=False,
     is_paused_upon_creation=False,
-    max_active_runs=1,
+    max_active_runs=4,  # one that waits for its day keeps no other from running
     params={"day": DAY, "user": USER, "early": EARLY, "dry_run": DRY_RUN},
     default_args=DEFAULTS,
     doc_md=__doc__,

@@ -29,7 +29,7 @@ MONTH = Param(
     schedule=CronDataIntervalTimetable("0 6 2 * *", timezone=BillingSettings().time_zone),
     catchup=False,
     is_paused_upon_creation=False,
-    max_active_runs=4,  # a run that waits for its month keeps no other from running
+    max_active_runs=4,  # one that waits for its month keeps no other from running
     params={"month": MONTH},
     default_args=DEFAULTS,
     doc_md=__doc__,

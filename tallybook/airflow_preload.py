@@ -7,10 +7,10 @@ A task would else load it anew, which takes longer than most of what it does.
 
 import airflow.sdk.execution_time.task_runner
 
-import billing.alerts
-import billing.counters
+import billing.alerts.checking
+import billing.alerts.notifications
 import billing.daily
-import billing.forecasting
-import billing.monthly
-import billing.notifications
+import billing.forecast.run
+import billing.reconciliation.counters
+import billing.statements.monthly
 import billing.workflow

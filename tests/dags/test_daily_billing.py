@@ -53,7 +53,7 @@ def test_the_steps_are_in_order(airflow: AirflowProcess) -> None:
 def test_a_day_is_billed_after_its_midnight_in_the_billing_time_zone(airflow: AirflowProcess) -> None:
     parsed = airflow.parsed
     assert (parsed.schedule, parsed.time_zone) == ("15 0 * * *", ZONE.key)
-    assert (parsed.catchup, parsed.max_active_runs) == (False, 1)
+    assert (parsed.catchup, parsed.max_active_runs) == (False, 4)
 
 
 @pytest.mark.parametrize("zone", ["Asia/Shanghai", "America/Santiago", "Australia/Lord_Howe"])

@@ -24,8 +24,8 @@ import pytest
 from billing.bills import close_day
 from billing.ingest import ingest
 from billing.ledger import open_ledger, writing
-from billing.price_book import sync_prices
-from billing.price_file import read_tariff
+from billing.prices.book import sync_prices
+from billing.prices.file import read_tariff
 from tallybook.airflow import AirflowError, EmbeddedAirflow
 from tallybook.calendar import today
 from tests.billing.robots import Robots, running_robots
