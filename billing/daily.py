@@ -245,7 +245,9 @@ def _compose(
     pictures: bool = True,
 ) -> EmailMessage:
     told = day_report(connection, day, settings.zone, user, costs=_costs(settings))
-    lines, proof = read_lines(connection, day, Selection(user)), prove(connection, day)
+    lines = read_lines(connection, day, Selection(user))
+    proven = prove(connection, day)
+    proof = proven if user is None else None  # it is of the whole day
     return compose(
         told,
         mail_id=mail_id,

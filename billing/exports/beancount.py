@@ -32,6 +32,7 @@ from billing.exports.closed_bills import (
 )
 from billing.money import to_decimal
 from billing.rating import DIRECTIONS, MINIMUM, UNRATED
+from billing.simulation.mark import TOLD, is_simulated
 from billing.tables import ON_ITS_BILL, bill_days, bill_lines
 from tallybook.calendar import next_month
 
@@ -53,7 +54,7 @@ def write_beancount(connection: Connection, month: Period, zone: tzinfo, out: Bi
     check_closed(connection, month)
     currency = ledger_currency(connection, *on_closed_bills(month))
     balances = list(_balances(connection, month, currency))
-    _write(out, _head(month, currency, balances))
+    _write(out, _head(month, currency, balances, simulated=is_simulated(connection)))
     lines = 0
     ordered = closed_lines(connection, month, *_order())
     for key, bill in groupby(ordered, key=lambda line: tuple(line[name] for name in _BILL)):
@@ -91,9 +92,11 @@ def commodity(direction: str, *, rated: bool = True) -> str:
     return f"{'TOKENS' if rated else 'UNRATED'}.{direction.upper().replace('_', '-')}"
 
 
-def _head(month: Period, currency: str | None, balances: list[Balance]) -> Iterator[str]:
-    title = f"Bills of {month.first:%Y-%m}"
+def _head(month: Period, currency: str | None, balances: list[Balance], *, simulated: bool) -> Iterator[str]:
+    title = f"{'Simulated bills' if simulated else 'Bills'} of {month.first:%Y-%m}"
     yield f"; The closed bills of {month.first:%Y-%m}, written by Tallybook. bean-check proves them."
+    if simulated:
+        yield f"; {TOLD}"
     yield f'option "title" {quoted(title)}'
     if currency:
         yield f'option "operating_currency" {quoted(currency)}'

@@ -104,17 +104,19 @@ _METERS = {
 }
 
 
-def focus_row(line: Mapping[str, Any], zone: tzinfo, provider: str) -> Row:
-    """A rated line of a closed bill as FOCUS columns, in their order.
+def focus_row(line: Mapping[str, Any], zone: tzinfo, provider: str, *, simulated: bool = False) -> Row:
+    """A rated line of a closed bill as FOCUS columns, in their order; a simulated one has a tag that says so.
 
     Raises: ExportError: a price that has no end as a decimal (code inexact_decimal).
     """
-    values = _whose(line, provider) | _when(line, zone) | _what(line) | _cost(line) | _custom(line)
+    values = _whose(line, provider, simulated) | _when(line, zone) | _what(line) | _cost(line) | _custom(line)
     return {name: values[name] for name in COLUMNS}
 
 
-def _whose(line: Mapping[str, Any], provider: str) -> dict[str, Value]:
+def _whose(line: Mapping[str, Any], provider: str, simulated: bool) -> dict[str, Value]:
     tags = {f"tallybook:{name}": line[key] for name, key in (("user", "user_id"), ("label", "model_label"))}
+    if simulated:
+        tags["tallybook:simulated"] = "true"
     return {
         "BillingAccountId": line["department"],
         "BillingAccountName": line["department"],

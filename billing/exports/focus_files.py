@@ -18,6 +18,7 @@ from billing.errors import ExportError
 from billing.exports.closed_bills import Exported, Period, check_closed, closed_lines, harmless, open_days
 from billing.exports.focus import COLUMNS, Row, Value, focus_row
 from billing.rating import UNRATED
+from billing.simulation.mark import is_simulated
 from billing.tables import bill_lines
 
 RowsWriter: TypeAlias = Callable[[Iterable[Row], BinaryIO], int]
@@ -48,7 +49,7 @@ def export_focus(
         (inexact_decimal).
     """
     check_closed(connection, wanted)
-    left_out = 0
+    left_out, simulated = 0, is_simulated(connection)
 
     def rows() -> Iterator[Row]:
         nonlocal left_out
@@ -56,7 +57,7 @@ def export_focus(
             if line["price_id"] == UNRATED:
                 left_out += 1
             else:
-                yield focus_row(dict(line), zone, provider)
+                yield focus_row(dict(line), zone, provider, simulated=simulated)
 
     lines = write(rows(), out)
     return Exported(lines, left_out, tuple(open_days(connection, wanted, zone)))

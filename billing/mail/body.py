@@ -185,8 +185,12 @@ def tables(report: DayReport, told: Words) -> list[Table]:
 
 
 def _part_table(title: str, of: str, parts: Sequence[Part], total: Totals, told: Words) -> Table:
-    rows = [_part_row(shown(part.name), part.totals, total, told) for part in parts[:_ROWS]]
-    if others := parts[_ROWS:]:
+    several = (
+        len(parts) > _ROWS + 1
+    )  # a single one that is left is named, in the row that "1 other" would take
+    rows = [_part_row(shown(p.name), p.totals, total, told) for p in parts[: _ROWS if several else None]]
+    if several:
+        others = parts[_ROWS:]
         rows.append(_part_row(told.count(told.others, len(others)), sum_parts(others), total, told))
     return Table(
         title,

@@ -33,10 +33,12 @@ def subject(report: DayReport, told: Words) -> str:
         figures.append(amount + _changed(report.cost_change, told.subject_change))
     if total.requests:
         figures.append(tokens + _changed(report.token_change, told.subject_base))
+    else:
+        figures.append(told.subject_empty)
     if total.unrated_tokens:
         unrated = told.count(told.tokens, total.unrated_tokens)
         figures.append(told.subject_unrated.format(tokens=unrated))
-    said = told.between_figures.join(figures) if figures else told.subject_empty
+    said = told.between_figures.join(figures)
     template = _whose(report, told.subject, told.subject_user, told.subject_project)
     marks = [told.simulated] if report.simulated else []
     if report.state != "closed" or report.early:

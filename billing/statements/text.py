@@ -38,7 +38,7 @@ def as_csv(told: Statement) -> bytes:
     for row in (*told.rows, *told.corrections):
         values = row._asdict() | {
             "month": f"{told.month.first:%Y-%m}",
-            "state": "provisional" if told.open_days else "final",
+            "state": "simulated" if told.simulated else "provisional" if told.open_days else "final",
             "usage_month": f"{row.usage_month:%Y-%m}",
             "tier": row.tier + 1,
             "model": harmless(row.model),

@@ -135,6 +135,8 @@ def test_one_user_gets_a_report_and_a_mail_of_their_own(settings: BillingSetting
     daily.mail(settings, yesterday, "user-a")
     (subject,) = outbox(settings)
     assert "user-a" in subject
+    (mail,) = settings.outbox_dir.glob("*.eml")
+    assert b"Proof of closure" not in mail.read_bytes()  # it is of everybody's bill
 
 
 def test_jobs_that_may_not_import_prices_go_by_what_was_imported(settings: BillingSettings) -> None:

@@ -41,6 +41,13 @@ def test_one_surge_before_does_not_hide_the_next() -> None:
     assert is_surge(before, 40_000)
 
 
+def test_two_odd_days_of_a_weekday_do_not_hide_a_surge() -> None:
+    before = weeks(8)
+    before[0, [-7, -14, -21]] = 24_000  # of eight Mondays; the other days are as steady as ever
+    before[0, [-28, -35]] = 0
+    assert is_surge(before, 62_000)
+
+
 @pytest.mark.parametrize(("days", "known"), [(27, False), (28, True)])
 def test_nothing_is_said_before_four_weeks_are_known(days: int, known: bool) -> None:
     before = np.concatenate([np.zeros((1, 28), np.int64), np.full((1, days), 10_000)], axis=1)
@@ -69,8 +76,8 @@ def test_a_small_day_is_no_surge_however_far_it_rises() -> None:
 
 def test_who_varies_much_must_rise_further() -> None:
     steady, wild = weeks(8, (10_000,) * 7), weeks(8, (10_000,) * 7)
-    wild[0, ::14] = 2_000
-    wild[0, 7::28] = 18_000
+    wild[0, ::3] = 2_000
+    wild[0, 1::6] = 18_000
     assert judge(wild, np.array([0]), RULE).bound[0] > judge(steady, np.array([0]), RULE).bound[0]
 
 

@@ -182,6 +182,13 @@ def test_of_many_parts_ten_are_named_and_the_others_summed() -> None:
     ]
 
 
+def test_one_more_than_ten_is_named_in_the_row_that_others_would_take() -> None:
+    users = tuple(Part((f"user-{n:02}",), some(100, 10, requests=1)) for n in range(11))
+    text = part(composed(a_report(users=users)), "text/plain")
+    assert "user-10" in text
+    assert " other" not in text
+
+
 _NASTY = [
     "</td></table><script>alert(1)</script>",
     "\"'><img src=x onerror=alert(1)>",

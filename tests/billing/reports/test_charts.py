@@ -4,15 +4,19 @@ import io
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from billing.reports.charts import draw_charts
+from billing.costs.unit_costs import UnitCost
+from billing.reports.charts import draw_charts, unit_costs
 from billing.reports.day import DayReport, Hour
+from billing.reports.texts import words
 from billing.reports.words import Language
 from billing.totals import Part, Totals
+from tests.billing.factories import DAY
 from tests.billing.sample_reports import a_report, a_trend, an_empty_report, some
 
 BLUE, ORANGE = (0, 114, 178), (213, 94, 0)
@@ -125,3 +129,13 @@ def test_huge_numbers_fit() -> None:
     part = (Part(("user-a",), huge),)
     charts = draw_charts(a_report(huge, users=part, projects=part, departments=part, models=part), "en")
     assert set(charts) == {"hours", "users", "costs"}
+
+
+@pytest.mark.parametrize("percent", ["0.4", "1.3", "7", "60", "99"])
+def test_each_percentage_below_an_axis_is_another(percent: str) -> None:
+    used = Fraction(percent) / 100
+    days = tuple(UnitCost(DAY, "gpu", used * n / 9, Fraction(1, n), "CNY") for n in range(1, 10))
+    figure = unit_costs(a_report(unit_costs=days), words("en"))
+    figure.canvas.draw()
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert len(set(labels)) == len(labels) > 3

@@ -88,6 +88,8 @@ def test_the_subject_never_passes_unrated_tokens_off_as_free() -> None:
 def test_the_subject_of_a_day_without_usage_says_so() -> None:
     assert subject(an_empty_report(), ENGLISH) == "Tallybook 2026-11-21: no usage"
     assert subject(an_empty_report(), CHINESE) == "Tallybook 2026-11-21：没有用量"
+    corrected = an_empty_report(total=some(0, 250, requests=0))
+    assert subject(corrected, ENGLISH) == "Tallybook 2026-11-21: ¥2.50, no usage"
 
 
 def test_the_paragraphs_say_what_was_used_what_changed_and_why() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import subprocess
 import sys
@@ -19,11 +21,16 @@ from sqlalchemy.engine import Engine
 from billing import audit
 from billing.errors import SimulationError
 from billing.events import EventReader
+from billing.exports.beancount import write_beancount
+from billing.exports.closed_bills import month_of
+from billing.exports.focus_files import export_focus, write_csv
 from billing.ledger import open_ledger, reading
 from billing.simulation.days import SOURCE, day_lines
 from billing.simulation.history import simulate, write_settings
 from billing.simulation.mark import TOLD, is_simulated
 from billing.simulation.world import QUIET_DAYS, make_world
+from billing.statements.statement import statement
+from billing.statements.text import as_csv, as_text
 from billing.tables import bill_days, bill_lines, usage_events
 from tallybook.calendar import ONE_DAY, billing_day, today
 from tallybook.cli import main
@@ -151,6 +158,22 @@ def test_the_command_makes_a_ledger_that_every_command_can_be_tried_on(tmp_path:
     tried = subprocess.run(command, check=True, capture_output=True, text=True)
     assert TOLD in tried.stderr
     assert "department operations" in tried.stdout
+
+
+def test_what_is_exported_from_a_simulated_ledger_says_so(sqlite_ledger: Engine, tmp_path: Path) -> None:
+    simulate(sqlite_ledger, WEEK, tmp_path, ZONE, close=True)
+    month = month_of(LAST, ZONE)
+    focus, beancount = io.BytesIO(), io.BytesIO()
+    with reading(sqlite_ledger) as connection:
+        told = statement(connection, LAST, ZONE)
+        export_focus(connection, month, ZONE, "a provider", write_csv, focus)
+        write_beancount(connection, month, ZONE, beancount)
+    rows = list(csv.DictReader(io.StringIO(focus.getvalue().decode())))
+    assert {json.loads(row["Tags"])["tallybook:simulated"] for row in rows} == {"true"}
+    assert f"; {TOLD}" in beancount.getvalue().decode().splitlines()
+    assert TOLD in as_text(told)
+    states = {row["state"] for row in csv.DictReader(io.StringIO(as_csv(told).decode("utf-8-sig")))}
+    assert states == {"simulated"}
 
 
 def test_a_day_that_is_not_over_is_not_simulated(tmp_path: Path) -> None:
