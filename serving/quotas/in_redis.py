@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timezone
 from itertools import chain
 from typing import Any
@@ -52,14 +52,21 @@ log = logging.getLogger(__name__)
 class RedisQuotas:
     """Safe for many threads; every worker and machine with this Redis shares its counts."""
 
-    def __init__(self, settings: ServingSettings, limits: LimitBook, lease_seconds: float) -> None:
-        """Asks nothing of Redis yet: what is away later may be away now.
+    def __init__(
+        self,
+        settings: ServingSettings,
+        limits: LimitBook,
+        lease_seconds: float,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Asks nothing of Redis yet: what is away later may be away now. Leases go by Redis's own clock.
 
         Raises: ValueError: the address can't be read.
         """
         assert settings.redis_url is not None  # noqa: S101 -- the caller has looked
         self._settings = settings
         self._limits = limits
+        self._clock = clock
         self._zone = settings.zone
         self.lease_milliseconds = int(lease_seconds * 1000)
         self._redis = redis.Redis.from_url(
@@ -79,7 +86,7 @@ class RedisQuotas:
         self._begin_building = script(redis_scripts.BEGIN_BUILDING)
         self._absorb = script(redis_scripts.ABSORB)
         self._end_building = script(redis_scripts.END_BUILDING)
-        self._periods = Periods.at(time.time(), self._zone)
+        self._periods = Periods.at(clock(), self._zone)
         self._seen: OrderedDict[tuple[str, str, str], Counts] = OrderedDict()
         self._untold: deque[list[object]] = deque()
         self._lock = threading.Lock()
@@ -212,7 +219,7 @@ class RedisQuotas:
 
     def _read_and_fill(self) -> Past:
         settings = self._settings
-        moment = datetime.now(timezone.utc)
+        moment = datetime.fromtimestamp(self._clock(), timezone.utc)
         past = read_past(settings.ledger_url, settings.journal_dir, self._zone, moment)
         self._fill(past, Periods.at(moment.timestamp(), self._zone))
         return past
@@ -234,7 +241,7 @@ class RedisQuotas:
             return False
 
     def _now(self) -> tuple[float, Periods]:
-        now = time.time()
+        now = self._clock()
         periods = self._periods
         if not periods.hold_at(now):
             periods = self._periods = Periods.at(now, self._zone)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -33,7 +34,7 @@ from tests.engines import (
 )
 from tests.modelservers import wait_until
 
-CLIENTS = 12
+USERS = [f"user-{number}" for number in range(12)]
 _MOST_ANSWERS = 150  # between a restart and the next kill
 
 
@@ -45,6 +46,8 @@ class Drill:
     answered: dict[str, dict[str, int]] = field(default_factory=dict)  # usage by request id
     unanswered: int = 0  # requests that ended in a broken connection
     refused: dict[str, int] = field(default_factory=dict)  # answers other than 200, by their code
+    used: dict[str, int] = field(default_factory=dict)  # by user, as the API's quotas have it in the end
+    reserved: int = 0  # tokens, likewise
 
     def has_answered(self, enough: int) -> bool:
         """Whether so many requests were answered."""
@@ -66,10 +69,7 @@ def kill_under_load(folder: Path, models_dir: Path, kills: int, seed: int = 0, *
         api = ApiProcess(folder, models_dir, address, None, **settings)
         api.wait_until_ready()
         stop = threading.Event()
-        clients = [
-            threading.Thread(target=_send, args=(f"user-{number}", api.address, drill, stop))
-            for number in range(CLIENTS)
-        ]
+        clients = [threading.Thread(target=_send, args=(user, api.address, drill, stop)) for user in USERS]
         for client in clients:
             client.start()
         try:
@@ -83,14 +83,30 @@ def kill_under_load(folder: Path, models_dir: Path, kills: int, seed: int = 0, *
             stop.set()
             for client in clients:
                 client.join()
+            _look_at_quotas(drill, api.address)
             api.process.send_signal(signal.SIGTERM)
             assert api.process.wait(30) == 0
     return drill
 
 
+def _look_at_quotas(drill: Drill, address: str) -> None:
+    with httpx.Client(base_url=address, timeout=30) as client:
+        for user in USERS:
+            told = client.get("/v1/quota", headers=_headers(user)).json()["quotas"]["user_day_tokens"]
+            drill.used[user] = told["used"]
+        [reserved] = re.findall(
+            r"^tallybook_reserved_tokens (\S+)$", client.get("/metrics").text, re.MULTILINE
+        )
+        drill.reserved = int(float(reserved))
+
+
+def _headers(user: str) -> dict[str, str]:
+    return {"X-User-ID": user, "X-Project-ID": f"project-{user[-1]}"}
+
+
 def _send(user: str, address: str, drill: Drill, stop: threading.Event) -> None:
     turn = 0
-    headers = {"X-User-ID": user, "X-Project-ID": f"project-{user[-1]}"}
+    headers = _headers(user)
     with httpx.Client(base_url=address, headers=headers, timeout=30) as client:
         while not stop.is_set():
             turn += 1

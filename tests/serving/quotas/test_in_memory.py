@@ -1,14 +1,12 @@
 import threading
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
-from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from serving.access.identity import Caller
 from serving.access.known import Known
@@ -18,23 +16,10 @@ from serving.quotas.limits import CONCURRENT, PROJECT_MONTH, REQUESTS, USER_DAY,
 from serving.quotas.past import Past
 from serving.settings import ServingSettings
 from tallybook.calendar import billing_day, day_interval
+from tests.serving.quotas.courses import ANNA, BOB, LEASE_SECONDS, NOON, Clock, Requests
 
 ZONE = ZoneInfo("Asia/Shanghai")
-ANNA = Caller("anna", "search", "retail", "127.0.0.1")
-BOB = Caller("bob", "search", "retail", "127.0.0.1")
-NOON = datetime(2026, 11, 21, 12, tzinfo=ZONE).timestamp()
 DAY_SECONDS = 86_400
-LEASE_SECONDS = 60.0
-
-
-class Clock:
-    """One that a test sets."""
-
-    def __init__(self, now: float = NOON) -> None:
-        self.now = now
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def made(clock: Callable[[], float] | None = None, known: Known | None = None, **limits: int) -> MemoryQuotas:
@@ -229,77 +214,16 @@ def test_sixty_four_clients_never_exceed_a_nearly_used_quota() -> None:
     assert 1000 - 11 < sum(used) <= 1000
 
 
-class Requests(RuleBasedStateMachine):
-    """Requests of any course, beside a plain account of what must be true."""
+class RequestsInMemory(Requests):
+    """Quotas of one worker."""
 
-    @initialize(day=st.integers(0, 400), limit=st.integers(0, 300))
-    def begin(self, day: int, limit: int) -> None:
-        self.clock = Clock(NOON + day * DAY_SECONDS)
-        self.limit = limit
-        self.quotas = made(
-            self.clock, user_day_tokens=limit, project_month_tokens=2 * limit, requests_per_minute=10**6
-        )
-        self.under_way: list[tuple[Caller, int, float, Any]] = []
-        self.used: dict[tuple[str, object], int] = {}
+    tick_seconds = 1.01  # what is over is looked for once a second
 
-    def period(self, caller: Caller, quota: str) -> tuple[str, object]:
-        day = billing_day(datetime.fromtimestamp(self.clock.now, timezone.utc), ZONE)
-        return (caller.user, day) if quota == USER_DAY else (caller.project, day.replace(day=1))
-
-    def left(self, caller: Caller) -> int:
-        held = [(c, most) for c, most, ends, _ in self.under_way if ends > self.clock.now]
-        by_user = sum(most for c, most in held if c.user == caller.user)
-        user = self.limit - self.used.get(self.period(caller, USER_DAY), 0) - by_user
-        project = 2 * self.limit - self.used.get(self.period(caller, PROJECT_MONTH), 0)
-        return min(user, project - sum(most for _, most in held))
-
-    @rule(caller=st.sampled_from([ANNA, BOB]), most=st.integers(0, 120))
-    def ask(self, caller: Caller, most: int) -> None:
-        self.clock.now += 1.01  # what is over is looked for once a second
-        room = self.left(caller)
-        try:
-            reservation = self.quotas.reserve(caller, "m", most)
-        except QuotaExceededError:
-            assert most > room
-        else:
-            assert most <= room
-            self.under_way.append((caller, most, self.clock.now + LEASE_SECONDS, reservation))
-
-    @precondition(lambda self: self.under_way)
-    @rule(data=st.data())
-    def settle(self, data: st.DataObject) -> None:
-        caller, most, _, reservation = self.under_way.pop(data.draw(st.integers(0, len(self.under_way) - 1)))
-        used = data.draw(st.integers(0, most))
-        reservation.settle(used)
-        reservation.release()
-        for quota in (USER_DAY, PROJECT_MONTH):
-            key = self.period(caller, quota)
-            self.used[key] = self.used.get(key, 0) + used
-
-    @precondition(lambda self: self.under_way)
-    @rule(data=st.data())
-    def renew(self, data: st.DataObject) -> None:
-        number = data.draw(st.integers(0, len(self.under_way) - 1))
-        caller, most, ends, reservation = self.under_way[number]
-        self.quotas.reserved_tokens()  # gives back what is over now
-        reservation.renew()
-        if ends > self.clock.now:
-            self.under_way[number] = (caller, most, self.clock.now + LEASE_SECONDS, reservation)
-
-    @rule(seconds=st.sampled_from([1.0, 30.0, 61.0, 3600.0, 86_400.0]))
-    def wait(self, seconds: float) -> None:
-        self.clock.now += seconds
-
-    @invariant()
-    def what_is_told_is_true(self) -> None:
-        self.quotas.reserved_tokens()
-        for caller in (ANNA, BOB):
-            told = self.quotas.standing(caller)
-            assert told[USER_DAY].used == self.used.get(self.period(caller, USER_DAY), 0)
-            assert min(told[USER_DAY].remaining, told[PROJECT_MONTH].remaining) == max(0, self.left(caller))
+    def made(self, clock: Clock, limit: int) -> MemoryQuotas:
+        return made(clock, user_day_tokens=limit, project_month_tokens=2 * limit, requests_per_minute=10**6)
 
 
-TestRequests = Requests.TestCase
+TestRequests = RequestsInMemory.TestCase
 TestRequests.settings = hypothesis_settings(max_examples=60, stateful_step_count=30)
 
 

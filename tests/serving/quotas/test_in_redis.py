@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import redis
+from hypothesis import settings as hypothesis_settings
+from hypothesis.stateful import run_state_machine_as_test
+from pydantic import SecretStr
 
 from serving.access.identity import Caller
 from serving.access.known import Known
@@ -22,10 +25,9 @@ from tests.apis import running_app
 from tests.billing.factories import an_event, write_segment
 from tests.modelservers import wait_until
 from tests.redisserver import RedisServer, needs_redis, running_redis
+from tests.serving.quotas.courses import ANNA, BOB, LEASE_SECONDS, Clock, Requests
 
 pytestmark = needs_redis
-ANNA = Caller("anna", "search", "retail", "127.0.0.1")
-BOB = Caller("bob", "search", "retail", "127.0.0.1")
 TOKENS = 120  # of an event of the factory
 
 
@@ -225,3 +227,43 @@ def test_sixty_four_clients_of_four_workers_never_exceed_a_nearly_used_quota(
     with redis.Redis.from_url(server.url) as client:
         kept = {key.decode().removeprefix(PREFIX).split(":")[0] for key in client.scan_iter(f"{PREFIX}*")}
     assert kept == {"user", "project", "minute", "done", "built"}
+
+
+class RequestsInRedis(Requests):
+    """Quotas of a worker with a real Redis, whose clock can't be set: leases are made older instead."""
+
+    url: str
+    folder: Path
+
+    def made(self, clock: Clock, limit: int) -> RedisQuotas:
+        clock.now = max(clock.now, time.time())  # Redis forgets what its own clock says is long over
+        settings = ServingSettings(
+            redis_url=SecretStr(self.url),
+            journal_dir=self.folder / "journal",
+            ledger_url=f"sqlite:///{self.folder / 'ledger.db'}",
+            quota_user_day_tokens=limit,
+            quota_project_month_tokens=2 * limit,
+            quota_requests_per_minute=10**6,
+        )
+        self.redis = redis.Redis.from_url(self.url)
+        self.redis.flushall()
+        quotas = RedisQuotas(settings, LimitBook(settings, Known), LEASE_SECONDS, clock)
+        quotas.catch_up()
+        return quotas
+
+    def pass_time(self, seconds: float) -> None:
+        super().pass_time(seconds)
+        for lease in self.redis.zrange(f"{PREFIX}ends", 0, -1):
+            self.redis.zincrby(f"{PREFIX}ends", -1000 * seconds, lease)
+
+    def teardown(self) -> None:
+        if hasattr(self, "redis"):
+            self.quotas.close()
+            self.redis.close()
+
+
+def test_requests_of_any_course_are_counted_as_in_memory(server: RedisServer, tmp_path: Path) -> None:
+    RequestsInRedis.url, RequestsInRedis.folder = server.url, tmp_path
+    run_state_machine_as_test(
+        RequestsInRedis, settings=hypothesis_settings(max_examples=20, stateful_step_count=25)
+    )
