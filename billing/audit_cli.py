@@ -102,6 +102,10 @@ def _echo_path(what: str, path: list[str]) -> None:
         click.echo(f"  {step}")
 
 
+_SEVERAL = "several inputs, or token ids, whose ends the event does not hold"
+_NOT_RECOUNTED = {"embeddings": _SEVERAL, "classify": _SEVERAL}
+
+
 @audit.command("recount")
 @DAY
 def recount_command(day: datetime) -> None:
@@ -123,6 +127,9 @@ def recount_command(day: datetime) -> None:
         click.echo(f"Retention has dropped {found.dropped:,} others, which can't be counted any more.")
     for fingerprint, events in found.unknown_tokenizers.items():
         click.echo(f"No model in {settings.models_dir} has the tokenizer {fingerprint}: {events:,} events.")
+    for operation, events in sorted(found.not_recounted.items()):
+        why = _NOT_RECOUNTED.get(operation, "an engine's own count is billed, of more than the text")
+        click.echo(f"Not recounted: {events:,} events of {operation}: {why}.")
     for event_id, metered, recounted in found.differences:
         click.echo(f"{event_id}: metered {metered:,} prompt tokens, recounted {recounted:,}.")
     if found.differences:

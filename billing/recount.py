@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import date
@@ -19,8 +20,10 @@ from billing.errors import AuditError
 from billing.tables import event_batches, usage_events
 from tallybook.captured import NotDecryptedError, TextKeys
 
-# What these operations count is exactly the text of the request.
-_OPERATIONS = ("analyze",)
+# What these operations count is the text of the request, if it is one text: of several, which the event holds
+# line by line, and of token ids nobody knows where one ended. What an engine generates from is its own count.
+_COUNTED = ("analyze", "embeddings", "classify")
+_SEVERAL = re.compile(r".*\n.*|\[\d+(, \d+)*\]", re.DOTALL)
 _PART = 1000  # texts that are counted at once
 
 
@@ -34,12 +37,14 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Recount:
-    """What became of each event of a day: events = recounted + not_captured + those of unknown tokenizers.
+    """What became of each event of a day.
 
+    events = recounted + not_captured + those of unknown tokenizers + those not recounted.
     `dropped` events, which retention has taken out of the ledger, can't be counted and are not among them.
     `not_captured`: the event does not hold the whole text. `not_decrypted`: of those, events that hold it
     encrypted, with a key that is not in the settings, or altered. `unknown_tokenizers`: captured texts by a
-    fingerprint that no exported model has.
+    fingerprint that no exported model has. `not_recounted`: captured texts, by operation, whose tokens are
+    not those of one text.
     """
 
     day: date
@@ -49,6 +54,7 @@ class Recount:
     not_decrypted: int = 0
     dropped: int = 0
     unknown_tokenizers: dict[str, int] = field(default_factory=dict)
+    not_recounted: dict[str, int] = field(default_factory=dict)
     differences: tuple[Difference, ...] = ()
 
 
@@ -62,6 +68,7 @@ def recount(connection: Connection, day: date, models_dir: Path, keys: TextKeys)
     tokenizers = _Tokenizers(models_dir)
     events = recounted = not_captured = not_decrypted = 0
     unknown: Counter[str] = Counter()
+    others: Counter[str] = Counter()
     differences: list[Difference] = []
     columns = [usage_events.c[name] for name in _Event._fields]
     query = sa.select(*columns).where(usage_events.c.day == day)
@@ -73,10 +80,13 @@ def recount(connection: Connection, day: date, models_dir: Path, keys: TextKeys)
             except NotDecryptedError:
                 not_decrypted += 1
                 text = None
-            if text is not None:
+            if text is None:
+                not_captured += 1
+            elif event.is_one(text):
                 captured.append((event, text))
+            else:
+                others[event.operation] += 1
         events += len(part)
-        not_captured += len(part) - len(captured)
         for fingerprint, found in groupby(sorted(captured), lambda one: one[0].tokenizer_fingerprint):
             same = list(found)
             tokenizer = tokenizers.get(fingerprint)
@@ -98,6 +108,7 @@ def recount(connection: Connection, day: date, models_dir: Path, keys: TextKeys)
         not_decrypted,
         _dropped(connection, day),
         dict(unknown),
+        dict(others),
         tuple(sorted(differences)),
     )
 
@@ -119,12 +130,10 @@ class _Event(NamedTuple):
     prompt_encrypted: str | None
 
     def text(self, keys: TextKeys) -> str | None:
-        """The whole text that was counted; None: the event does not hold it.
+        """The whole text of the request; None: the event does not hold it.
 
         Raises: NotDecryptedError: it holds it, and can't be read.
         """
-        if self.operation not in _OPERATIONS:
-            return None
         if self.prompt_encrypted is not None:
             text = keys.decrypt(self.prompt_encrypted, self.id)
         elif self.prompt_prefix is not None:
@@ -132,6 +141,12 @@ class _Event(NamedTuple):
         else:
             return None
         return text if sha256(text.encode()).hexdigest() == self.prompt_sha256 else None
+
+    def is_one(self, text: str) -> bool:
+        """Whether the tokens of this text are those of the event."""
+        if self.operation not in _COUNTED:
+            return False
+        return self.operation == "analyze" or not _SEVERAL.fullmatch(text)
 
 
 class _Tokenizers:

@@ -22,7 +22,7 @@ from serving.tokenization import load_version
 from tallybook.calendar import billing_day
 from tallybook.captured import TextKeys
 from tallybook.usage import UsageEvent
-from tests.apis import MODEL, export, running_app
+from tests.apis import MODEL, USER, export, running_app
 from tests.billing.days import close
 from tests.billing.factories import DAY, ZONE, an_event, write_segment
 
@@ -80,6 +80,18 @@ def test_what_the_api_metered_is_what_an_auditor_counts(ledger: Engine, tmp_path
     assert [each.differences for each in found] == [()] * len(found)
 
 
+def test_what_v1_counts_is_recounted_where_it_is_one_text(ledger: Engine, tmp_path: Path) -> None:
+    with running_app(tmp_path, prompt_capture="prefix") as api:
+        for given in ("hotel", "房间很干净", ["hotel", "good"], [5, 6]):
+            body = {"model": MODEL, "input": given}
+            assert api.client.post("/v1/classify", json=body, headers=USER).status_code == 200
+        [day] = {billing_day(event.time, ZONE) for event in api.events()}
+    ingest(ledger, tmp_path / "journal", ZONE)
+    with reading(ledger) as connection:
+        found = recount(connection, day, tmp_path / "models", NO_KEYS)
+    assert found == Recount(day, events=4, recounted=2, not_recounted={"classify": 2})
+
+
 def test_texts_captured_in_full_are_counted_by_who_has_the_key(
     ledger: Engine, tmp_path: Path, models: Path
 ) -> None:
@@ -125,11 +137,18 @@ def test_only_whole_texts_of_known_tokenizers_on_that_day_are_counted(
         captured(models, text, prompt_prefix=text[:3], prompt_tokens=1),  # a part of the text
         captured(models, text, prompt_prefix=None),
         captured(models, text, prompt_sha256=None, prompt_prefix=None),
-        captured(models, text, operation="chat"),  # counts more than the text: roles, templates
+        captured(models, text, operation="chat"),  # counted by an engine
         captured(models, text, tokenizer_fingerprint="e" * 64),
         captured(models, text, time=an_event().time + timedelta(days=1), prompt_tokens=1),
     )
-    assert found == Recount(DAY, events=6, recounted=1, not_captured=4, unknown_tokenizers={"e" * 64: 1})
+    assert found == Recount(
+        DAY,
+        events=6,
+        recounted=1,
+        not_captured=3,
+        unknown_tokenizers={"e" * 64: 1},
+        not_recounted={"chat": 1},
+    )
 
 
 def test_each_event_is_counted_by_its_own_tokenizer_wherever_it_lies(
