@@ -253,7 +253,8 @@ class RequestsInRedis(Requests):
 
     def pass_time(self, seconds: float) -> None:
         super().pass_time(seconds)
-        for lease in self.redis.zrange(f"{PREFIX}ends", 0, -1):
+        leases: list[Any] = self.redis.zrange(f"{PREFIX}ends", 0, -1)
+        for lease in leases:
             self.redis.zincrby(f"{PREFIX}ends", -1000 * seconds, lease)
 
     def teardown(self) -> None:
