@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import click
 import psycopg
@@ -15,7 +16,22 @@ from billing.errors import BillingError
 from billing.ledger import open_ledger, reading, writing
 from billing.settings import BillingSettings
 
-DAY = click.argument("day", type=click.DateTime(["%Y-%m-%d"]), metavar="YYYY-MM-DD")
+_YEARS = range(1970, 9999)  # the first and the last of all have no day before, and none after
+
+
+class BillingDate(click.DateTime):
+    """A day, or the first day of a month, in years that can be billed."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """What was typed as a `datetime`; a year that was mistyped is refused."""
+        found = super().convert(value, param, ctx)
+        if found.year not in _YEARS:
+            self.fail(f"{value!r} is in no year from {_YEARS[0]} to {_YEARS[-1]}.", param, ctx)
+        return found
+
+
+A_DAY, A_MONTH = BillingDate(["%Y-%m-%d"]), BillingDate(["%Y-%m"])
+DAY = click.argument("day", type=A_DAY, metavar="YYYY-MM-DD")
 
 
 @contextmanager
@@ -33,6 +49,10 @@ def told_errors() -> Iterator[None]:
     except ValidationError as error:
         wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise click.ClickException(f"settings_invalid: {wrong}") from error
+    except BrokenPipeError:
+        raise  # click leaves quietly when nobody reads on
+    except OSError as error:
+        raise click.ClickException(f"file_unusable: {error}") from error
 
 
 @contextmanager

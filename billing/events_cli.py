@@ -8,7 +8,7 @@ import click
 import sqlalchemy as sa
 
 from billing.aggregates import rebuild_day
-from billing.command import DAY, ledger_transaction, told_errors
+from billing.command import A_DAY, DAY, ledger_transaction, told_errors
 from billing.events import EventReader
 from billing.ledger import lock_ledger, open_ledger
 from billing.retention import drop_events
@@ -48,7 +48,7 @@ def retry() -> None:
 @events.command()
 @click.option(
     "--before",
-    type=click.DateTime(["%Y-%m-%d"]),
+    type=A_DAY,
     metavar="YYYY-MM-DD",
     required=True,
     help="Drop the events of closed days before this one; their ids, hashes, hours and bills stay.",

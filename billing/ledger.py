@@ -43,7 +43,7 @@ def open_ledger(url: str, time_zone: str) -> Engine:
             _keep_fact(connection, "time_zone", time_zone)
             if is_simulated(connection):
                 log.warning(TOLD)
-    except (sa.exc.OperationalError, sa.exc.ArgumentError, OSError) as error:
+    except (sa.exc.OperationalError, sa.exc.ArgumentError, ImportError, OSError) as error:
         shown = sa.make_url(url).render_as_string(hide_password=True) if "://" in url else url
         raise LedgerError("ledger_unavailable", f"can't open the ledger {shown}: {error}") from error
     return engine

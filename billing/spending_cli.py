@@ -14,7 +14,7 @@ from billing import wallets
 from billing.aggregates import roll_up
 from billing.budgets import read_budgets
 from billing.budgets_report import month_budgets, record_budgets, tell_budgets
-from billing.command import ledger_transaction
+from billing.command import A_DAY, A_MONTH, ledger_transaction
 from billing.costs.file import read_costs
 from billing.costs.report import costs_report, days_of
 from billing.costs.text import tell_costs
@@ -55,6 +55,7 @@ def report_command(period: str) -> None:
         days_of(period)
     except ValueError as error:
         raise click.BadParameter(f"{period!r} is neither a day nor a month") from error
+    (A_DAY if period.count("-") > 1 else A_MONTH).convert(period, None, None)
     with ledger_transaction(writes=True) as (settings, connection):
         listed = read_costs(settings.costs_file)
         found = import_runs(connection, settings.training_dir)
@@ -66,7 +67,7 @@ def report_command(period: str) -> None:
 
 
 @click.command()
-@click.argument("month", type=click.DateTime(["%Y-%m"]), metavar="[YYYY-MM]", required=False)
+@click.argument("month", type=A_MONTH, metavar="[YYYY-MM]", required=False)
 def budgets(month: datetime | None) -> None:
     """Show a month's budgets, what is billed of each, and where the month is heading."""
     with ledger_transaction(writes=True) as (settings, connection):

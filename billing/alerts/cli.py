@@ -15,7 +15,7 @@ from billing.alerts.baseline import SurgeRule
 from billing.alerts.episodes import Episode, acknowledge, episodes
 from billing.alerts.notifications import deliver
 from billing.alerts.texts import changed, sentence
-from billing.command import told_errors
+from billing.command import A_DAY, told_errors
 from billing.day_sums import sum_days
 from billing.errors import AlertError
 from billing.ledger import open_ledger, reading, writing
@@ -74,7 +74,7 @@ def list_command(everything: bool, most: int) -> None:
 
 
 @alerts.command()
-@click.argument("ids", nargs=-1, required=True, type=click.IntRange(1), metavar="EPISODE...")
+@click.argument("ids", nargs=-1, required=True, type=click.IntRange(1, 2**63 - 1), metavar="EPISODE...")
 @click.option("--by", "who", required=True, help="Who knows of it.")
 @click.option("--note", default="", help="What is being done.")
 def ack(ids: tuple[int, ...], who: str, note: str) -> None:
@@ -93,10 +93,8 @@ def ack(ids: tuple[int, ...], who: str, note: str) -> None:
 
 @alerts.command()
 @click.option("--truth", type=click.Path(path_type=Path), help="What was planted: truth.json of `simulate`.")
-@click.option(
-    "--from", "since", type=click.DateTime(["%Y-%m-%d"]), help="[default: four weeks after the first]"
-)
-@click.option("--to", "until", type=click.DateTime(["%Y-%m-%d"]), help="[default: the last day with usage]")
+@click.option("--from", "since", type=A_DAY, help="[default: four weeks after the first]")
+@click.option("--to", "until", type=A_DAY, help="[default: the last day with usage]")
 @click.option("--show", default=20, show_default=True, type=click.IntRange(0), help="Alarms to list.")
 def backtest(truth: Path | None, since: datetime | None, until: datetime | None, show: int) -> None:
     """Hold the rules, as the settings have them, against the ledger's history.

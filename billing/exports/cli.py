@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from billing.command import ledger_transaction, told_errors
+from billing.command import A_DAY, A_MONTH, ledger_transaction, told_errors
 from billing.exports.beancount import write_beancount
 from billing.exports.closed_bills import Exported, export_file, month_of, period, told_days
 from billing.exports.focus_files import export_focus, rows_writer
@@ -18,8 +18,7 @@ from billing.settings import BillingSettings
 from billing.statements.statement import statement
 from billing.statements.text import as_csv, as_text
 
-_MONTH = click.argument("month", type=click.DateTime(["%Y-%m"]), metavar="YYYY-MM")
-_DAY = click.DateTime(["%Y-%m-%d"])
+_MONTH = click.argument("month", type=A_MONTH, metavar="YYYY-MM")
 _OUT = click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write.")
 
 
@@ -45,8 +44,8 @@ def export() -> None:
 
 
 @export.command()
-@click.option("--from", "first", type=_DAY, required=True, metavar="YYYY-MM-DD", help="The first bill day.")
-@click.option("--to", "last", type=_DAY, required=True, metavar="YYYY-MM-DD", help="The last bill day.")
+@click.option("--from", "first", type=A_DAY, required=True, metavar="YYYY-MM-DD", help="The first bill day.")
+@click.option("--to", "last", type=A_DAY, required=True, metavar="YYYY-MM-DD", help="The last bill day.")
 @_OUT
 def focus(first: datetime, last: datetime, out: Path) -> None:
     """Write closed bills as FOCUS 1.2 cost data, as CSV or Parquet.

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from billing.command import told_errors
+from billing.command import A_DAY, told_errors
 from billing.forecast.run import run_forecast
 from billing.settings import BillingSettings
 from tallybook.calendar import ONE_DAY, today
 
 
 @click.command("forecast")
-@click.option("--until", type=click.DateTime(["%Y-%m-%d"]), help="Learn up to here.  [default: yesterday]")
+@click.option("--until", type=A_DAY, help="Learn up to here.  [default: yesterday]")
 @click.option("--out", type=click.Path(path_type=Path), help="Write CSV and charts to this folder.")
 def forecast_command(until: datetime | None, out: Path | None) -> None:
     """Forecast the next quarter's tokens, cost and needed capacity, by department and model.

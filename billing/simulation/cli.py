@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from billing.command import told_errors
+from billing.command import A_DAY, told_errors
 from billing.ledger import open_ledger
 from billing.settings import BillingSettings
 from billing.simulation.history import simulate, write_settings
@@ -24,7 +24,7 @@ from tallybook.calendar import ONE_DAY, today
     help="Of a user on a working day, on average.",
 )  # fmt: skip
 @click.option("--seed", default=7, show_default=True, type=click.IntRange(0), help="Same seed, same history.")
-@click.option("--until", type=click.DateTime(["%Y-%m-%d"]), help="The last day.  [default: yesterday]")
+@click.option("--until", type=A_DAY, help="The last day.  [default: yesterday]")
 @click.option("--close", "closing", is_flag=True, help="Close each day's bills as well.")
 @click.option(
     "--folder", default=Path("var/simulated"), show_default=True, type=click.Path(path_type=Path),

@@ -7,7 +7,7 @@ from datetime import datetime
 import click
 
 from billing.aggregates import roll_up
-from billing.command import ledger_transaction
+from billing.command import A_DAY, ledger_transaction
 from billing.versions.report import tell_versions, version_report
 from tallybook.calendar import ONE_DAY, today
 
@@ -21,8 +21,8 @@ def versions() -> None:
 
 @versions.command("report")
 @click.argument("model")
-@click.option("--from", "since", type=click.DateTime(["%Y-%m-%d"]), help="[default: 90 days before the last]")
-@click.option("--to", "until", type=click.DateTime(["%Y-%m-%d"]), help="[default: today]")
+@click.option("--from", "since", type=A_DAY, help="[default: 90 days before the last]")
+@click.option("--to", "until", type=A_DAY, help="[default: today]")
 def report_command(model: str, since: datetime | None, until: datetime | None) -> None:
     """Show tokens, answer times, cost and quality of a model's versions: did the upgrade pay?"""
     with ledger_transaction(writes=True) as (settings, connection):
