@@ -128,13 +128,14 @@ class Gatekeeper:
         user = environ.get("HTTP_X_USER_ID", key.user)
         project = environ.get("HTTP_X_PROJECT_ID", key.project)
         department = key.department
+        approver = key.approver and user == key.user  # whom it names has not been given that
         if user != key.user or project != key.project:
             if not key.for_others:
                 raise ContradictionError(f"The API key is {key.user}'s in {key.project}, and no one else's.")
             _check_names(user, project)
             department = key.department if project == key.project else None
         department = department or self._department(project)
-        return Caller(user, project, department, client_ip, key.id, key.models, key.approver)
+        return Caller(user, project, department, client_ip, key.id, key.models, approver)
 
     def _department(self, project: str) -> str:
         return self._departments.get(project, self._default_department)

@@ -29,6 +29,7 @@ KEYS = {
     "narrow": replace(KEY, networks=networks_of(["10.1.0.0/16", "2001:db8::/32"])),
     "one-model": replace(KEY, models=frozenset({"m"})),
     "approver": replace(KEY, approver=True),
+    "approving-gateway": replace(KEY, approver=True, for_others=True),
 }
 
 
@@ -242,6 +243,11 @@ def test_a_key_that_may_act_for_others_lets_headers_say_who() -> None:
     other = identify(settings, AUTHORIZATION=bearer("gateway"), X_USER_ID="bob", X_PROJECT_ID="other")
     assert (other.user, other.project, other.department) == ("bob", "other", "product")
     assert refusal({}, AUTHORIZATION=bearer("gateway"), X_USER_ID="no name") == (400, "invalid_user")
+
+
+def test_whom_a_key_names_does_not_approve_with_it() -> None:
+    assert identify({}, AUTHORIZATION=bearer("approving-gateway")).approver
+    assert not identify({}, AUTHORIZATION=bearer("approving-gateway"), X_USER_ID="bob").approver
 
 
 def test_a_key_of_some_networks_works_there_only() -> None:
