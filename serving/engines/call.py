@@ -32,7 +32,7 @@ _OF_THE_REQUEST = (400, 413, 422)  # an engine says so of what the client sent
 _BUSY = (429, 503)
 _LATE = (408, 504)
 _LONGEST_WAIT_SECONDS = 3600
-_RENEW_SECONDS = 3.0  # with the time between two looks less than any lease
+_RENEWALS = 3  # in the time of a lease
 
 
 class EngineCall:
@@ -56,7 +56,8 @@ class EngineCall:
         self._caller = caller = current.known_caller
         self._operation = operation
         self._recorded = False
-        self._renew_at = time.monotonic() + _RENEW_SECONDS
+        self._renew_seconds = services.settings.quota_lease_seconds / _RENEWALS
+        self._renew_at = time.monotonic() + self._renew_seconds
         self._reservation = services.quotas.reserve(caller, target.model, most_tokens)
         self._place = ExitStack()
         try:
@@ -138,7 +139,7 @@ class EngineCall:
         """Hold the reservation for longer; to be called again and again while an answer is awaited."""
         now = time.monotonic()
         if now > self._renew_at:
-            self._renew_at = now + _RENEW_SECONDS
+            self._renew_at = now + self._renew_seconds
             self._reservation.renew()
 
     def failed(self, error: BaseException) -> None:

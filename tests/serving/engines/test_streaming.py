@@ -304,7 +304,7 @@ def test_tokens_are_held_as_long_as_the_engine_takes(
 ) -> None:
     quotas = gateway.api.services.quotas
     monkeypatch.setattr(quotas, "_lease_seconds", 1.0)
-    monkeypatch.setattr(calls, "_RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(calls, "_RENEWALS", 600)  # of a lease that is thought to last a minute
     for module in (upstream, streaming):
         monkeypatch.setattr(module, "LOOK_SECONDS", 0.1)
     pieces = list(streamed(chunk("a"), usage_chunk())) if stream else _cut(whole(completion("a"))[0])
