@@ -5,7 +5,9 @@ from __future__ import annotations
 from datetime import date
 from typing import Any
 
+import orjson
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection, Engine
 
 from billing.errors import ClosureError, LedgerError
@@ -25,7 +27,6 @@ _day_usage = sa.Table(
     prefixes=["TEMPORARY"],
     postgresql_on_commit="DROP",
 )
-_BATCHES_AT_ONCE = 30_000  # a statement takes 65,535 parameters on PostgreSQL, 32,766 on SQLite
 
 
 def roll_up(connection: Connection) -> int:
@@ -211,8 +212,7 @@ def _roll_up_day(connection: Connection, day: date) -> int:
     batches = list(connection.scalars(_waiting(day)))
     if not batches:
         return 0
-    for start in range(0, len(batches), _BATCHES_AT_ONCE):
-        _add_to_hours(connection, day, batches[start : start + _BATCHES_AT_ONCE])
+    _add_to_hours(connection, day, batches)
     return len(batches)
 
 
@@ -224,12 +224,24 @@ def _hourly_sums() -> sa.Select[Any]:
 
 
 def _add_to_hours(connection: Connection, day: date, batches: list[int]) -> None:
-    new = _hourly_sums().where(usage_events.c.day == day, usage_events.c.batch_id.in_(batches))
+    new = _hourly_sums().where(
+        usage_events.c.day == day, _among(connection, usage_events.c.batch_id, batches)
+    )
     statement = insert(connection, usage_hours).from_select([*_KEY, *_SUMS], new)
     added = {name: usage_hours.c[name] + statement.excluded[name] for name in _SUMS}
     connection.execute(statement.on_conflict_do_update(index_elements=list(_KEY), set_=added))
-    done = event_batches.update().where(event_batches.c.id.in_(batches)).values(rolled_up=True)
-    connection.execute(done)
+    done = event_batches.update().where(_among(connection, event_batches.c.id, batches))
+    connection.execute(done.values(rolled_up=True))
+
+
+def _among(
+    connection: Connection, column: sa.ColumnElement[int], numbers: list[int]
+) -> sa.ColumnElement[bool]:
+    """Whether a column is one of these numbers: more, perhaps, than a statement takes parameters."""
+    if connection.dialect.name == "postgresql":
+        return column == sa.any_(sa.literal(numbers, postgresql.ARRAY(sa.BigInteger)))
+    each = sa.func.json_each(orjson.dumps(numbers).decode()).table_valued("value")
+    return column.in_(sa.select(each.c.value))
 
 
 def _lock_day(connection: Connection, day: date) -> None:

@@ -98,11 +98,13 @@ def verify_events(connection: Connection, day: date) -> int:
     if stray is not None:
         raise AuditError("event_altered", f"event {stray} of {day} is in no batch: it was put in or moved")
     pending: list[Mapping[str, Any]] = []
+    events = 0
     for batch in batches:
         pending.append(batch)
-        if sum(each["requests"] for each in pending) >= _EVENTS_AT_ONCE:
+        events += batch["requests"]
+        if events >= _EVENTS_AT_ONCE:
             list(_checked(connection, pending))
-            pending = []
+            pending, events = [], 0
     list(_checked(connection, pending))
     return sum(batch["requests"] for batch in batches)
 
