@@ -183,15 +183,17 @@ class Idempotency:
             connection.execute(idempotent_answers.delete().where(_row.asked_at < now - KEPT))
 
     def _beat(self) -> None:
-        """Say that the attempts of this process are under way."""
+        """Say that the attempts of this process are under way; forget old answers though nobody asks."""
         while not self._stop.wait(HOLD_SECONDS / 3):
-            if not (running := list(self._running)):
+            running = list(self._running)
+            if not running and time.monotonic() < self._sweep_at:
                 continue
             try:
                 with using(self._access.store()) as connection:
-                    held_until = _now() + timedelta(seconds=HOLD_SECONDS)
+                    now = _now()
+                    self._sweep(connection, now)
                     its = idempotent_answers.update().where(_row.attempt.in_(running))
-                    connection.execute(its.values(held_until=held_until))
+                    connection.execute(its.values(held_until=now + timedelta(seconds=HOLD_SECONDS)))
             except AccessUnavailableError as error:
                 log.warning("attempts can't be held: %s", error)
             except Exception:

@@ -12,6 +12,7 @@ from serving.access.store import idempotent_answers
 from serving.errors import ApiError, JournalError
 from tests.apis import USER, Api, running_app
 from tests.engines import MODEL, completion, usage, whole
+from tests.modelservers import wait_until
 from tests.serving.test_v1 import HELLO, running_gateway
 
 KEY = {"Idempotency-Key": "order-7"}
@@ -71,6 +72,22 @@ def test_a_key_is_its_callers_and_lasts_a_day(api: Api, monkeypatch: pytest.Monk
     monkeypatch.setattr(api.services.idempotency, "_sweep_at", 0.0)
     assert api.analyze("room", **KEY).status_code == 200
     assert len(api.events()) == 4
+
+
+def test_an_answer_is_not_kept_for_longer_though_nobody_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(idempotency, "HOLD_SECONDS", 0.3)
+    with running_app(tmp_path) as api:
+        api.analyze("hotel", **KEY)
+        age(api, 86_401)
+        monkeypatch.setattr(api.services.idempotency, "_sweep_at", 0.0)
+
+        def kept() -> int:
+            with api.services.access.store().begin() as connection:
+                return len(connection.execute(idempotent_answers.select()).all())
+
+        wait_until(lambda: not kept())
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "two\twords", "\xe9"])
