@@ -69,6 +69,7 @@ def _draft(connection: Connection, day: date, tariff: Tariff, usage: sa.Table) -
     connection.execute(
         insert(connection, bill_days).values(day=day, state="draft", early=False).on_conflict_do_nothing()
     )
+    _take_corrections(connection, day)
     drafted: list[date] = []
     writer = LineWriter(connection)
     for usage_day in [*owing_days(connection, day, tariff.price_list), day]:
@@ -86,6 +87,15 @@ def _draft(connection: Connection, day: date, tariff: Tariff, usage: sa.Table) -
             writer.flush()
         drafted.append(usage_day)
     return writer.leaves
+
+
+def _take_corrections(connection: Connection, day: date) -> None:
+    """Leave other drafts only their own days: what earlier days owe is on one draft, the latest made."""
+    drafts = sa.select(bill_days.c.day).where(bill_days.c.state == "draft", bill_days.c.day != day)
+    for other in connection.scalars(drafts).all():
+        connection.execute(
+            bill_lines.delete().where(bill_lines.c.day == other, bill_lines.c.usage_day < other)
+        )
 
 
 def close_day(

@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+from billing.billed import billed_by
 from billing.ledger import reading
 from billing.month_proof import prove_months
 from billing.prices.departments import DepartmentRule
@@ -85,6 +86,21 @@ def test_versions_of_a_model_fill_the_tiers_of_its_price_together(sqlite_ledger:
         (DAY, "input", "2", 0, 200, 16),
         (DAY, "input", "2", 1, 600, 30),
     ]
+
+
+def test_a_correction_is_on_one_of_several_drafts(sqlite_ledger: Engine) -> None:
+    def billed() -> list[tuple[int, int]]:
+        with reading(sqlite_ledger) as connection:
+            found = billed_by(connection, DAY, THIRD, bill_lines.c.project, "CNY")
+            return [(each.amount_minor, each.tokens) for each in found]
+
+    bring(sqlite_ledger, [used(DAY, 10_000)])
+    close(sqlite_ledger, DAY)
+    bring(sqlite_ledger, [used(DAY, 1000)])  # late
+    for work in (draft, close):
+        for day in (THIRD, NEXT):
+            work(sqlite_ledger, day)
+            assert billed() == [(880, 11_000)]
 
 
 def test_a_days_draft_goes_on_from_its_own_corrections(ledger: Engine) -> None:
