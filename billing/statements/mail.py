@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from datetime import datetime, tzinfo
+from datetime import date, datetime, tzinfo
 from email.message import EmailMessage
 
 from billing.mail.bill_pdf import Document, as_rows, typeset
 from billing.mail.body import Table, Tile, render_view
 from billing.mail.day import headed
 from billing.money import format_amount
+from billing.rating import UNRATED
 from billing.reports.texts import words
 from billing.reports.words import Language, Words, number, shown
 from billing.statements.statement import Part, Row, Statement
@@ -87,7 +89,21 @@ def _state(told: Statement, say: Words) -> str:
 
 
 def _notices(told: Statement, say: Words) -> list[str]:
-    return [say.notice_simulated] if told.simulated else []
+    found = [say.notice_simulated] if told.simulated else []
+    unrated: dict[tuple[date, str, str], int] = defaultdict(
+        int
+    )  # by month: later bills take back what they price
+    for row in (*told.rows, *told.corrections):
+        if row.price_id == UNRATED:
+            unrated[row.usage_month, row.model, row.model_version] += row.quantity_tokens
+    models: dict[str, int] = defaultdict(int)
+    for (_, model, version), tokens in unrated.items():
+        models[shown(f"{model} {version}")] += max(tokens, 0)
+    named = [f"{model} ({number(tokens)})" for model, tokens in sorted(models.items()) if tokens]
+    if named:
+        count = say.count(say.tokens, sum(models.values()))
+        found.append(say.notice_unrated.format(tokens=count, models=say.between.join(named)))
+    return found
 
 
 def _tiles(told: Statement, say: Words) -> list[Tile]:
@@ -114,7 +130,8 @@ def _tables(told: Statement, say: Words) -> list[Table]:
 def _parts(told: Statement, say: Words) -> Table:
     def row(names: tuple[str, str], parts: Sequence[Part]) -> tuple[str, ...]:
         tokens, minor = sum(p.quantity_tokens for p in parts), sum(p.amount_minor for p in parts)
-        return (*names, number(tokens), _amount(told, minor, say))
+        free = not minor and tokens > 0 and tokens == sum(p.unrated_tokens for p in parts)
+        return (*names, number(tokens), say.unrated if free else _amount(told, minor, say))
 
     ordered = sorted(told.parts, key=lambda part: (-part.amount_minor, part.department, part.project))
     rows = tuple(row((shown(part.department), shown(part.project)), [part]) for part in ordered)

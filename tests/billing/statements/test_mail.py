@@ -65,6 +65,22 @@ def test_corrections_are_a_table_of_their_own_where_there_are_some(told: Stateme
     assert "Corrections" not in part(mail(replace(told, corrections=())), "text/plain")
 
 
+def test_what_has_no_price_is_told_and_is_not_free(told: Statement) -> None:
+    free = next(row for row in told.rows if not row.price_id)._replace(model="chat", model_version="7")
+    gone = replace(told, rows=(free._replace(quantity_tokens=1_250),), corrections=())
+    text = part(mail(gone), "text/plain")
+    assert "1,250 tokens have no price and are not in the amount: chat 7 (1,250)." in text
+    priced_since = replace(gone, corrections=(free._replace(quantity_tokens=-1_250),))
+    assert "have no price" not in part(mail(priced_since), "text/plain")
+    parts = (Part("retail", "search", 1_250, 1_250, 0), Part("retail", "chat", 10, 0, 0))
+    shown = {
+        line.split()[1]: line.split()[-1]
+        for line in part(mail(replace(told, parts=parts)), "text/plain").splitlines()
+        if line.startswith("retail")
+    }
+    assert shown == {"search": "unrated", "chat": "¥0.00"}
+
+
 def test_of_many_projects_twenty_are_shown_and_the_rest_counted(told: Statement) -> None:
     parts = tuple(Part("retail", f"project-{n:03}", 1, 100, 10) for n in range(10_000))
     text = part(mail(replace(told, parts=parts)), "text/plain")
