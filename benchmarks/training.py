@@ -13,11 +13,11 @@ import numpy as np
 from benchmarks.model_server import Row, row
 
 _WIDTH, _HEADS, _LAYERS, _LABELS, _VOCABULARY = 128, 4, 2, 2, 8_000
-_TEXTS, _BATCH, _ROUNDS = 1_024, 32, 2
+_TEXTS, _BATCH, _ROUNDS = 512, 32, 2
 
 
 def rows(_models_dir: Path) -> Iterator[Row]:
-    """A two-layer, 128-wide BERT classifier on 1,024 texts of 4-128 tokens; the better of two epochs each."""
+    """A two-layer, 128-wide BERT classifier on 512 texts of 4-128 tokens; the better of two epochs each."""
     import tensorflow as tf  # type: ignore[import-untyped]  # ships no types
 
     from training.batches import Encoded, dataset, plan

@@ -155,10 +155,10 @@ def test_two_devices_of_a_machine_learn_what_one_does(once: Trained) -> None:
         assert float(found) == pytest.approx(epoch.training_loss, rel=0.1)
 
 
-def workers(folder: Path, kill_after: int = -1) -> list[subprocess.Popen[bytes]]:
+def start_workers(folder: Path, kill_chief_after: int = -1) -> list[subprocess.Popen[bytes]]:
     addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
     started = []
-    for index in range(2):
+    for index, kill_after in enumerate((kill_chief_after, -1)):
         task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
         started.append(
             subprocess.Popen(
@@ -170,19 +170,37 @@ def workers(folder: Path, kill_after: int = -1) -> list[subprocess.Popen[bytes]]
     return started
 
 
-def test_two_machines_learn_what_one_does(once: Trained, tmp_path: Path) -> None:
-    started = workers(tmp_path)
+def finish(workers: list[subprocess.Popen[bytes]], folder: Path) -> dict[str, np.ndarray]:
+    """What the chief has learnt, when all have ended well."""
     try:
-        codes = [worker.wait(timeout=900) for worker in started]
+        codes = [worker.wait(timeout=900) for worker in workers]
     finally:
-        for worker in started:
+        for worker in workers:
             worker.kill()
-    assert codes == [0, 0], (tmp_path / "worker0.log").read_text()[-2000:]
-    with np.load(tmp_path / "weights.npz") as found:
-        losses = found["epochs"].tolist()
+    assert codes == [0, 0], (folder / "worker0.log").read_text()[-2000:]
+    with np.load(folder / "weights.npz") as found:
+        return dict(found)
+
+
+def test_two_machines_learn_what_one_does_also_when_one_was_killed(once: Trained, tmp_path: Path) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    whole.mkdir()
+    resumed.mkdir()
+    learnt = finish(start_workers(whole), whole)
+    losses = learnt["epochs"].tolist()
     assert losses[-1] < losses[0]
     for loss, epoch in zip(losses, once.epochs, strict=True):
         assert loss == pytest.approx(epoch.validation_log_loss, rel=0.25)
+
+    chief, other = start_workers(resumed, kill_chief_after=20)
+    assert chief.wait(timeout=900) == -signal.SIGKILL
+    other.kill()  # as a scheduler does with what is left; by itself it fails, or waits for the dead one
+    assert other.wait() != 0
+    assert not (resumed / "weights.npz").exists()
+    again = finish(start_workers(resumed), resumed)
+    assert again.keys() == learnt.keys()
+    for name, value in learnt.items():
+        np.testing.assert_array_equal(again[name], value, name)
 
 
 @pytest.mark.parametrize("told", ["no json", '{"cluster": {"worker": ["127.0.0.1:1"]}}', "[]"])
