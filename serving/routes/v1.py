@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -120,7 +120,7 @@ def embeddings(services: Services, environ: Mapping[str, Any]) -> bytes:
 def classify(services: Services, environ: Mapping[str, Any]) -> bytes:
     """POST /v1/classify. Raises: ApiError."""
     with services.threads:
-        current, document = _begin(services, environ)
+        current, document = _begin(services, environ, nullcontext())  # it has a thread already
         name = model_of(document)
         _check_known(services, current.known_caller, name)
         if name != services.catalog.model:
@@ -136,10 +136,14 @@ POSTS: Mapping[str, Callable[[Services, Mapping[str, Any]], bytes | Relay]] = {
 }
 
 
-def _begin(services: Services, environ: Mapping[str, Any]) -> tuple[Trace, dict[str, Any]]:
+def _begin(
+    services: Services, environ: Mapping[str, Any], threads: AbstractContextManager[None] | None = None
+) -> tuple[Trace, dict[str, Any]]:
     current = trace.of(environ)
     current.caller = caller = services.gatekeeper.identify(environ)
-    with services.queue.engine_threads:  # a client may send its body slowly, or a twin may be answering
+    with (
+        threads or services.queue.engine_threads
+    ):  # a client may send its body slowly, or a twin may be answering
         sent = read_body(environ, services.settings.max_body_bytes)
         document = document_of(sent)
         if services.journal.problem() is not None:

@@ -158,3 +158,10 @@ def test_a_quota_that_has_no_room_is_told(tmp_path: Path) -> None:
         answer = ask(api, "a")
         assert (answer.status_code, answer.get_json()["error"]["code"]) == (429, "quota_user_day")
         assert len(api.events()) == 1
+
+
+def test_it_is_answered_while_engines_hold_all_their_threads(tmp_path: Path) -> None:
+    with running_app(tmp_path, engine_requests=1) as api, api.services.queue.engine_threads:
+        assert ask(api, "hotel").status_code == 200
+        busy = api.client.post("/v1/embeddings", json={"model": MODEL, "input": "a"}, headers=USER)
+        assert (busy.status_code, busy.get_json()["error"]["code"]) == (503, "overloaded")
