@@ -15,11 +15,11 @@ from billing.aggregates import events_are_dropped, prove_hours, whole
 from billing.errors import ClosureError
 from billing.lines import Rater
 from billing.minimums import billed_minimums, owed_minimums
-from billing.owing import waiting_batches
+from billing.owing import CLOSED, waiting_batches
 from billing.prices.book import kept_tariff
 from billing.prices.tariff import Tariff
 from billing.proof_lines import differ, prove_corrections, prove_own_lines
-from billing.rating import DIRECTIONS, UNRATED, quantities
+from billing.rating import DIRECTIONS, UNRATED, Subject, quantities
 from billing.tables import COUNTS, bill_lines, event_batches, usage_events, usage_hours
 
 
@@ -170,6 +170,20 @@ def _prove_minimums(connection: Connection, usage_day: date, tariff: Tariff, rat
     }
     for key in sorted(owed.keys() | billed.keys()):
         if owed.get(key) != billed.get(key):
+            if key not in billed and _is_unrated(connection, usage_day, key[0]):
+                continue  # it has got its price since, and is topped up where that is billed
             differ(
                 usage_day, key[0], f"the minimum comes to {owed.get(key)}, the lines are {billed.get(key)}"
             )
+
+
+def _is_unrated(connection: Connection, usage_day: date, subject: Subject) -> bool:
+    """Whether closed bills have tokens of a subject's day that no later one has priced."""
+    its = [bill_lines.c[name] == value for name, value in subject._asdict().items()]
+    unrated = sa.select(whole(sa.func.sum(bill_lines.c.quantity_tokens))).where(
+        bill_lines.c.usage_day == usage_day,
+        bill_lines.c.price_id == UNRATED,
+        bill_lines.c.day.in_(CLOSED),
+        *its,
+    )
+    return connection.execute(unrated).scalar_one() != 0

@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
+from billing.audit import verify
 from billing.billed import billed_by
 from billing.ledger import reading
 from billing.month_proof import prove_months
@@ -221,6 +222,17 @@ def test_late_and_newly_priced_requests_are_topped_up_too(ledger: Engine, first:
     minimums = [line for day in (DAY, NEXT, THIRD) for line in lines(ledger, day) if line[1] == "minimum"]
     assert sum(int(str(line[-1])) for line in minimums) == 20  # 0.1952, rounded once
     assert len(minimums) == (2 if first else 1)
+
+
+def test_a_price_with_a_minimum_leaves_bills_proven_before_it_is_billed(sqlite_ledger: Engine) -> None:
+    prices = [a_price(minimum=Decimal("0.05"))]
+    bring(sqlite_ledger, [used(DAY, 1)])
+    close(sqlite_ledger, DAY, ())
+    for bill in (draft, close):  # a draft has imported it, and bills nothing yet
+        bill(sqlite_ledger, NEXT, prices)
+        with reading(sqlite_ledger) as connection:
+            verify(connection)
+    assert sum(int(str(line[-1] or 0)) for line in lines(sqlite_ledger, NEXT)) == 5
 
 
 def test_a_day_of_many_users_is_rated_in_stretches_of_users(
