@@ -64,3 +64,10 @@ def _seconds(work: Callable[[], object]) -> float:
     started = time.perf_counter()
     work()
     return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    from benchmarks.__main__ import line
+
+    for measured in rows(Path("models")):
+        print(line(measured), flush=True)  # noqa: T201 -- a report

@@ -148,7 +148,8 @@ def _capacity(each: Series) -> str:
         return f"{told}; no pool of costs.toml serves it"
     if need.available is None:
         return f"{told}; what the pool {need.pool} can do is unknown"
-    percent = money.shown(Fraction(need.needed * 100) / Fraction(need.available), 0)
+    part = Fraction(need.needed * 100) / Fraction(need.available)
+    percent = money.shown(part, 0) if part >= 1 or not part else "under 1"
     return f"{told}; the pool {need.pool} can do {need.available:,}: {percent}% of it"
 
 

@@ -120,6 +120,7 @@ ENGLISH = Words(
     top_users="Users with most tokens",
     corrections="Corrections of earlier days",
     usage_day="Day of usage",
+    usage_month="Month of usage",
     proof="Proof of closure",
     proof_text="{requests} on this bill. Tokens: {events} in events = {aggregates} in hourly aggregates "
     "= {lines} on bill lines.",
@@ -249,6 +250,7 @@ CHINESE = Words(
     top_users="用量最多的用户",
     corrections="对以往日期的更正",
     usage_day="使用日期",
+    usage_month="使用月份",
     proof="结账核对",
     proof_text="本账单共 {requests}。Token 数：事件 {events} = 小时汇总 {aggregates} = 账单明细 {lines}。",
     proof_corrects="其中包括计入本账单的以往日期的迟到事件。",

@@ -111,6 +111,7 @@ class Words:
     top_users: str
     corrections: str
     usage_day: str
+    usage_month: str
     proof: str
     proof_text: str
     proof_corrects: str

@@ -75,7 +75,7 @@ def statement_pdf(told: Statement, language: Language) -> bytes:
             language=language,
             title=title if told.id is None else f"{title}: {shown(told.id)}",
             state=_state(told, say),
-            footer=f"{told.month}",
+            footer=f"{told.month.first} – {told.month.last}",
             notices=_notices(told, say),
             figures=[(tile.label, tile.value) for tile in _tiles(told, say)],
             paragraphs=[_summed(told, say)],
@@ -153,10 +153,10 @@ def _rows(told: Statement, title: str, rows: Sequence[Row], say: Words) -> Table
         return (f"{row.usage_month:%Y-%m}", model, say.directions[row.direction], quantity, price, amount)
 
     headings = (
-        say.usage_day, say.dimensions["model"].capitalize(), say.direction, say.quantity, say.unit_price,
+        say.usage_month, say.dimensions["model"].capitalize(), say.direction, say.quantity, say.unit_price,
         say.amount,
     )  # fmt: skip
-    return Table(title, headings, tuple(cells(row) for row in rows), names=2)
+    return Table(title, headings, tuple(cells(row) for row in rows), names=3)
 
 
 def _cut(table: Table, say: Words) -> Table:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from datetime import date
 from decimal import Decimal
 from fractions import Fraction
@@ -177,6 +178,10 @@ def test_cost_is_what_a_token_was_billed_at_and_capacity_what_the_busiest_hour_n
     assert model.capacity is not None
     assert (model.capacity.needed, model.capacity.pool) == (31, "gpu")  # 3 * 36,020 in an hour
     assert "review-sentiment: 31, perhaps 31; the pool gpu can do 60: 52% of it" in tell_forecast(told)
+    large = CostList("CNY", [replace(pool, tokens_per_second={"review-sentiment": Decimal(60_000)})])
+    with reading(sqlite_ledger) as connection:
+        told = forecast_report(connection, DAY, large)
+    assert "can do 60,000: under 1% of it" in tell_forecast(told)
 
 
 def test_text_csv_and_charts_tell_the_same_series(simulated: Report) -> None:

@@ -81,6 +81,13 @@ def test_what_has_no_price_is_told_and_is_not_free(told: Statement) -> None:
     assert shown == {"search": "unrated", "chat": "¥0.00"}
 
 
+@pytest.mark.parametrize(("language", "heading"), [("en", "Month of usage"), ("zh", "使用月份")])
+def test_a_statement_is_by_months_not_by_days(told: Statement, language: Language, heading: str) -> None:
+    text = part(mail(told, language), "text/plain")
+    assert heading in text
+    assert "Day of usage" not in text
+
+
 def test_of_many_projects_twenty_are_shown_and_the_rest_counted(told: Statement) -> None:
     parts = tuple(Part("retail", f"project-{n:03}", 1, 100, 10) for n in range(10_000))
     text = part(mail(replace(told, parts=parts)), "text/plain")
