@@ -74,7 +74,7 @@ def environment(
         # Nobody changes the DAGs of a running Airflow: it need not read them every half a minute.
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
         "AIRFLOW__SCHEDULER__USE_JOB_SCHEDULE": str(scheduled),
-        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.2",
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
         # How long a worker may take to see that its task has ended.
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
         "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), _HOST])),
@@ -199,7 +199,7 @@ class EmbeddedAirflow:
                 return state
             if time.monotonic() > deadline:
                 raise AirflowError(f"{run_id} is still {state} after {timeout_seconds:.0f} s: {known}")
-            time.sleep(0.5)
+            time.sleep(1)
 
     def runs(self, dag_id: str) -> list[tuple[str, str, str]]:
         """The runs of a DAG, oldest first: id, how it was started (`run_type`), state."""

@@ -73,7 +73,7 @@ class Place:
                 if how == run_type:
                     return self.succeeded(dag_id, run)
             assert time.monotonic() < deadline, f"no {run_type} run of {dag_id}: {self.airflow.runs(dag_id)}"
-            time.sleep(0.5)
+            time.sleep(1)
 
     def succeeded(self, dag_id: str, run: str) -> None:
         """Wait for the success of a run."""
