@@ -189,6 +189,13 @@ def test_one_more_than_ten_is_named_in_the_row_that_others_would_take() -> None:
     assert " other" not in text
 
 
+def test_a_day_of_ten_thousand_projects_is_a_mail_of_ordinary_size() -> None:
+    projects = tuple(Part((f"project-{n:05}",), some(100, 10, requests=1)) for n in range(10_000))
+    message = composed(a_report(projects=projects))
+    assert "9,990 others" in part(message, "text/plain")
+    assert len(part(message, "text/html")) < 100_000  # from where on some readers cut a mail
+
+
 _NASTY = [
     "</td></table><script>alert(1)</script>",
     "\"'><img src=x onerror=alert(1)>",
