@@ -16,6 +16,7 @@ from serving.access.keys import Key, Terms
 from serving.access.store import open_store
 from serving.errors import ApiError
 from serving.settings import ServingSettings
+from tallybook.usage import InvalidEventError
 
 BY = click.option(
     "--by", default=getpass.getuser, help="Who decides this; the audit says so.  [default: you]"
@@ -34,6 +35,8 @@ def access_store() -> Iterator[tuple[ServingSettings, Engine]]:
             store.dispose()
     except ApiError as error:
         raise click.ClickException(f"{error.code}: {error.message}") from error
+    except InvalidEventError as error:  # in the act that would have said so
+        raise click.ClickException(f"{error.code}: {error}") from error
     except OSError as error:
         raise click.ClickException(f"act_not_recorded: nothing was changed: {error}") from error
     except ValidationError as error:

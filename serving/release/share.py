@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
 WHOLE = 10_000  # a share counts in hundredths of a percent
 
@@ -19,7 +19,7 @@ def parse_percent(text: str) -> int:
     """
     try:
         hundredths = Decimal(text.removesuffix("%")) * 100
-    except InvalidOperation:
+    except ArithmeticError:  # no number, or one beyond any
         hundredths = Decimal(-1)
     if not hundredths.is_finite() or not 0 <= hundredths <= WHOLE or hundredths != int(hundredths):
         raise InvalidShareError(f"{text!r} is not a percentage from 0 to 100 with at most two decimals")

@@ -235,5 +235,7 @@ def test_a_worker_follows_the_command_line_without_restart(
         rotated = run.invoke(command, ["rotate", str(event.api_key_id), "--grace-hours", "0"])
         wait_until(lambda: ask(secret) == 401)
         assert ask(rotated.stdout.strip()) == 200
+        forged = ["create", "--user", "a", "--project", "p", "--by", "b\nc"]
+        assert "invalid_text: " in run.invoke(command, forged).stderr
         assert "unknown_api_key" in run.invoke(command, ["revoke", str(event.api_key_id)]).stderr
     assert [kind for kind, _ in told(tmp_path / "acts")] == ["key.created", "key.rotated"]
