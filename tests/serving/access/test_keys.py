@@ -232,10 +232,10 @@ def test_a_worker_follows_the_command_line_without_restart(
         listed = run.invoke(command, ["list"]).stdout
         assert listed.startswith(f"{event.api_key_id}  live     anna in p; until ")
         assert (event.user, event.project) == ("anna", "p")
+        forged = ["revoke", str(event.api_key_id), "--by", "b\nc"]
+        assert "invalid_text: " in run.invoke(command, forged).stderr
         rotated = run.invoke(command, ["rotate", str(event.api_key_id), "--grace-hours", "0"])
         wait_until(lambda: ask(secret) == 401)
         assert ask(rotated.stdout.strip()) == 200
-        forged = ["create", "--user", "a", "--project", "p", "--by", "b\nc"]
-        assert "invalid_text: " in run.invoke(command, forged).stderr
         assert "unknown_api_key" in run.invoke(command, ["revoke", str(event.api_key_id)]).stderr
     assert [kind for kind, _ in told(tmp_path / "acts")] == ["key.created", "key.rotated"]
