@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 
 from billing import acts, chain
 from billing.aggregates import prove_each_hour
+from billing.aside import KEPT, TAKEN_OUT, prove_set_aside
 from billing.closure import prove
 from billing.costs.training_runs import prove_runs
 from billing.errors import AuditError
@@ -67,6 +68,7 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
     imports: list[dict[str, Any]] = []
     dropped: dict[str, dict[str, Any]] = {}
     acted: list[dict[str, Any]] = []
+    aside: list[tuple[str, dict[str, Any]]] = []
     for number, kind, body in chain.records(connection):
         count = number
         if kind == "close":
@@ -77,8 +79,11 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
             dropped[f"{body['day']} {body['dropped_at']}"] = body
         elif kind == acts.KIND:
             acted.append(body)
+        elif kind in (KEPT, TAKEN_OUT):
+            aside.append((kind, body))
     acts.prove_acts(connection, acted)
     prove_kept(connection, imports)
+    prove_set_aside(connection, aside)
     verify_dropped(connection, dropped)
     query = sa.select(bill_days).where(bill_days.c.state == "closed").order_by(bill_days.c.day)
     closed = {row.day: row for row in connection.execute(query)}

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from billing.aggregates import roll_up_now
+from billing.aside import NotAloneError
 from billing.errors import LedgerError
 from billing.ledger import insert, writing
 from billing.parsing import Poison
@@ -79,7 +80,11 @@ def _store_segment(ledger: Engine, segment: Path, reading: Parser, result: Inges
     reading.ask(segment, offset)
     while (chunk := reading.answer()).next_offset != offset:
         reading.ask(segment, chunk.next_offset)
-        if _store_chunk(ledger, segment, offset, chunk, reading, result):
+        try:
+            stored = _store_chunk(ledger, segment, offset, chunk, reading, result)
+        except NotAloneError:  # seldom: an id has come with another content
+            stored = _store_chunk(ledger, segment, offset, chunk, reading, result, alone=True)
+        if stored:
             offset = chunk.next_offset
         else:  # another ingester was there first
             with suppress(DamagedSegmentError):
@@ -89,7 +94,14 @@ def _store_segment(ledger: Engine, segment: Path, reading: Parser, result: Inges
 
 
 def _store_chunk(
-    ledger: Engine, segment: Path, offset: int, chunk: Chunk, reading: Parser, result: IngestResult
+    ledger: Engine,
+    segment: Path,
+    offset: int,
+    chunk: Chunk,
+    reading: Parser,
+    result: IngestResult,
+    *,
+    alone: bool = False,
 ) -> bool:
     """Store a chunk and move the offset in one transaction; false when it was moved by another ingester.
 
@@ -99,7 +111,7 @@ def _store_chunk(
     if packed is None:
         parsed = reading.again(segment, offset, chunk)
     with writing(ledger) as connection:
-        enter(connection, parsed)
+        enter(connection, parsed, alone=alone or chunk.torn is not None)
         prepare_days(ledger, packed.all_days if packed else parsed.days)
         if not move_offset(connection, segment.name, offset, chunk.next_offset):
             return False

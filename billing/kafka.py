@@ -20,11 +20,12 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from sqlalchemy.engine import Engine
 
 from billing.aggregates import roll_up_now
+from billing.aside import NotAloneError
 from billing.errors import SourceError
 from billing.events import EventReader
 from billing.ingest import move_offset, offset_of
-from billing.ledger import share_ledger, writing
-from billing.parsing import Poison, parse
+from billing.ledger import lock_ledger, writing
+from billing.parsing import Parsed, Poison, parse
 from billing.settings import BillingSettings
 from billing.store import IngestResult, enter, prepare_days, put_aside, store
 from tallybook.segments import Line
@@ -192,13 +193,11 @@ class _Reader:
         while lines := [line for line in lines if line.offset >= self.reached[partition]]:
             since, to = self.reached[partition], lines[-1].offset + 1
             parsed = parse(lines, self._events)
-            with writing(self._ledger) as connection:
-                enter(connection, parsed)
-                prepare_days(self._ledger, parsed.days)
-                moved = move_offset(connection, segment, since, to)
-                if moved:
-                    found = store(connection, segment, since, parsed)
-            if moved:
+            try:
+                found = self._store_lines(segment, since, to, parsed)
+            except NotAloneError:  # seldom: an id has come with another content
+                found = self._store_lines(segment, since, to, parsed, alone=True)
+            if found is not None:
                 self.result.add(found)
                 self._waiting = True
                 self.reached[partition] = to
@@ -210,6 +209,17 @@ class _Reader:
                     told = f"the ledger's offset of {segment} went back from {since}: was it restored?"
                     raise SourceError("ledger_went_back", f"{told} Start again")
 
+    def _store_lines(
+        self, segment: str, since: int, to: int, parsed: Parsed, *, alone: bool = False
+    ) -> IngestResult | None:
+        """Store lines and move the offset; None when it was moved by another one."""
+        with writing(self._ledger) as connection:
+            enter(connection, parsed, alone=alone)
+            prepare_days(self._ledger, parsed.days)
+            if move_offset(connection, segment, since, to):
+                return store(connection, segment, since, parsed)
+        return None
+
     def _start(self, segment: str, reached: int, first: int, end: int) -> int:
         """Where to go on in a partition that now holds the offsets [first, end)."""
         if reached > end:
@@ -219,7 +229,7 @@ class _Reader:
             return reached
         lost = f"the messages {reached} to {first - 1} were deleted by Kafka before they were read"
         with writing(self._ledger) as connection:
-            share_ledger(connection)
+            lock_ledger(connection)
             if move_offset(connection, segment, reached, first):
                 put_aside(
                     connection, segment, [Poison(Line(reached, b""), "lost_in_kafka", lost)], self.result

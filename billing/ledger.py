@@ -55,6 +55,16 @@ def lock_ledger(connection: Connection) -> None:
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
 
 
+def lock_ledger_at_once(connection: Connection) -> bool:
+    """`lock_ledger` for a transaction that may share the ledger already: false when it would have to wait.
+
+    Of two that share it and wait to have it alone, each would wait for the other.
+    """
+    if connection.dialect.name != "postgresql":
+        return True
+    return connection.execute(sa.select(sa.func.pg_try_advisory_xact_lock(_LOCK_KEY))).scalar_one() is True
+
+
 def share_ledger(connection: Connection) -> None:
     """Ingest beside others that ingest, but not while a day is closed: its bill would miss the event.
 

@@ -15,9 +15,10 @@ from sqlalchemy.engine import Connection, Engine
 
 from billing import acts
 from billing.aggregates import roll_up_now
+from billing.aside import keep_aside, take_out
 from billing.bulk import copy_lines, insert_rows
 from billing.events import EventReader, EventRow
-from billing.ledger import closed_days, insert, lock_ledger, share_ledger, writing
+from billing.ledger import closed_days, lock_ledger, share_ledger, writing
 from billing.packing import EVENT_COLUMNS, VALUE_COLUMNS, Packed, pack
 from billing.parsing import Parsed, Poison, parse
 from billing.tables import event_batches, event_ids, set_aside
@@ -82,9 +83,12 @@ def partition_name(day: date) -> str:
     return f"usage_events_{day:%Y%m%d}"
 
 
-def enter(connection: Connection, parsed: Parsed) -> None:
-    """Share the ledger with others that ingest; with acts have it alone, for they go to the audit chain."""
-    (lock_ledger if parsed.acts else share_ledger)(connection)
+def enter(connection: Connection, parsed: Parsed, *, alone: bool = False) -> None:
+    """Share the ledger with others that ingest.
+
+    With acts, or lines to be set aside, have it `alone`: they go to the audit chain.
+    """
+    (lock_ledger if alone or parsed.acts or parsed.poison else share_ledger)(connection)
 
 
 def store(
@@ -95,6 +99,7 @@ def store(
     Of the same id the first content stands; another content is set aside. `enter` comes first, and the days'
     partitions must be there (`prepare_days`). `segment` and `offset` say where the lines came from.
     `repeated`: some of it is known to be there already.
+    Raises: NotAloneError: something is to be set aside, and `enter` was not asked to have the ledger alone.
     """
     for_copy = connection.dialect.name == "postgresql"
     first = {row.id: row for _, row in reversed(parsed.rows)}
@@ -177,17 +182,10 @@ def _chain(connection: Connection, line: Line, act: Act, result: IngestResult, p
 
 
 def put_aside(connection: Connection, segment: str, poison: Sequence[Poison], result: IngestResult) -> None:
-    """Keep lines that can't be stored, with their bytes and the reason."""
-    now = datetime.now(timezone.utc)
-    for line, code, message in poison:
-        connection.execute(
-            insert(connection, set_aside)
-            .values(
-                segment=segment, offset_bytes=line.offset, code=code, message=message, raw=line.raw,
-                set_aside_at=now,
-            )
-            .on_conflict_do_nothing()
-        )  # fmt: skip
+    """Keep lines that can't be stored, with their bytes and the reason; see `billing.aside.keep_aside`."""
+    if poison:
+        keep_aside(connection, segment, poison)
+    for _, code, _ in poison:
         result.set_aside[code] = result.set_aside.get(code, 0) + 1
 
 
@@ -203,11 +201,10 @@ def retry_set_aside(ledger: Engine, reader: EventReader, now: datetime | None = 
         parsed = parse([Line(row.offset_bytes, row.raw)], reader, now)
         if parsed.poison:
             continue
-        place = sa.and_(set_aside.c.segment == row.segment, set_aside.c.offset_bytes == row.offset_bytes)
         with writing(ledger) as connection:
-            enter(connection, parsed)
+            enter(connection, parsed, alone=True)
             prepare_days(ledger, parsed.days)
-            if connection.execute(set_aside.delete().where(place)).rowcount:
+            if take_out(connection, row._mapping):
                 result.add(store(connection, row.segment, row.offset_bytes, parsed))
     roll_up_now(ledger)
     return result

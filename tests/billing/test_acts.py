@@ -84,6 +84,8 @@ def test_what_is_no_act_is_set_aside_with_its_reason(ledger: Engine, tmp_path: P
     later = retry_set_aside(ledger, EventReader(ZONE), NOW + timedelta(days=1, minutes=1))
     assert (later.acts, chained(ledger)) == (1, [ahead.id])
     assert codes(ledger) == ["invalid_text", "unknown_type", "not_json"]
+    with reading(ledger) as connection:
+        verify(connection)
 
 
 def test_ingesters_side_by_side_chain_each_act_once(ledger: Engine, tmp_path: Path) -> None:

@@ -28,9 +28,11 @@ from billing.tables import (
     event_batches,
     event_ids,
     prices,
+    set_aside,
     usage_events,
     usage_hours,
 )
+from tallybook.usage import UsageEvent
 from tests.billing.conftest import TIME_ZONE, copy_of, forgetful
 from tests.billing.factories import AFTER, DAY, TRACED, ZONE, a_price, an_event, write_segment
 
@@ -52,7 +54,10 @@ def closed_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
     folder = tmp_path_factory.mktemp("closed")
     with copy_of(request.getfixturevalue(f"{request.param}_template"), folder) as url:
         ledger = open_ledger(url, TIME_ZONE)
-        for day, events in [(DAY, EVENTS), (DAY + timedelta(days=1), [LATE]), (None, [OPEN])]:
+        journal: list[tuple[date | None, list[UsageEvent | bytes]]] = [
+            (DAY, [*EVENTS]), (DAY + timedelta(days=1), [LATE]), (None, [OPEN, b"no json"]),
+        ]  # fmt: skip
+        for day, events in journal:
             write_segment(folder / "journal", events)
             ingest(ledger, folder / "journal", ZONE)
             if day:
@@ -73,7 +78,7 @@ def closed(closed_once: str, tmp_path: Path) -> Iterator[Engine]:
 def test_an_untouched_ledger_is_verified(closed: Engine) -> None:
     with reading(closed) as connection:
         found = verify(connection)
-        assert (found.records, found.days, found.events) == (3, 2, 22)
+        assert (found.records, found.days, found.events) == (4, 2, 22)
         assert found.head == chain.head(connection)
 
 
@@ -113,6 +118,12 @@ def put_in(connection: Connection) -> None:
     """Copy an event under another id."""
     row = connection.execute(sa.select(usage_events).where(usage_events.c.id == "000-000")).mappings().one()
     connection.execute(usage_events.insert().values(dict(row) | {"id": "forged", "prompt_tokens": 0}))
+
+
+def put_a_line_aside(connection: Connection) -> None:
+    """Copy a line that was set aside to another place."""
+    row = connection.execute(sa.select(set_aside)).mappings().one()
+    connection.execute(set_aside.insert().values(dict(row) | {"offset_bytes": 7}))
 
 
 ALTERED: list[tuple[Callable[[Connection], None], str]] = [
@@ -156,6 +167,14 @@ ALTERED: list[tuple[Callable[[Connection], None], str]] = [
     (alter(prices, output="[[1"), "of prices is not what"),
     (alter(prices, cached_input="[[1, 2, 3]]"), "of prices is not what"),
     (alter(prices, minimum="sNaN"), "of prices is not what"),
+    (alter(set_aside, segment="2.jsonl"), "the line of 2.jsonl at byte 1"),
+    (alter(set_aside, offset_bytes=7), "the line of 1.jsonl at byte 7"),
+    (alter(set_aside, code="torn_line"), "the line of 1.jsonl at byte 1"),
+    (alter(set_aside, message="never mind"), "the line of 1.jsonl at byte 1"),
+    (alter(set_aside, raw=b"{}"), "the line of 1.jsonl at byte 1"),
+    (alter(set_aside, set_aside_at=AFTER), "the line of 1.jsonl at byte 1"),
+    (alter(set_aside), "the line of 1.jsonl at byte .* is missing"),
+    (put_a_line_aside, "the line of 1.jsonl at byte 7"),
     (alter(audit_records, body="{}"), "audit record 1"),
     (alter(audit_records, kind="close"), "audit record 1"),
     (alter(audit_records), "audit record 1 is missing"),

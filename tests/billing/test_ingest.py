@@ -16,6 +16,7 @@ from sqlalchemy.engine import Engine
 import billing.reading
 import billing.store
 from billing.aggregates import rebuild_day
+from billing.audit import verify
 from billing.errors import AuditError, LedgerError
 from billing.ingest import ingest
 from billing.ledger import open_ledger, reading, writing
@@ -136,6 +137,22 @@ def test_a_segment_that_was_altered_is_named_and_the_others_are_stored(
         ingest(ledger, tmp_path, ZONE)
     assert refused.value.code == "journal_damaged"
     assert len(stored_ids(ledger)) == 1
+
+
+def test_ingesters_that_share_the_ledger_set_conflicts_aside_provably(ledger: Engine, tmp_path: Path) -> None:
+    events = [an_event() for _ in range(30)]
+    write_segment(tmp_path, events, name="0.jsonl")
+    ingest(ledger, tmp_path, ZONE)
+    for number in range(1, 5):
+        write_segment(
+            tmp_path, [replace(event, user=f"forger-{number}") for event in events], f"{number}.jsonl"
+        )
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: ingest(ledger, tmp_path, ZONE), range(4)))
+    assert sum(result.set_aside.get("conflicting_duplicate", 0) for result in results) == 120
+    assert sum(result.stored for result in results) == 0
+    with reading(ledger) as connection:
+        verify(connection)
 
 
 def test_a_line_that_a_dead_writer_tore_is_set_aside(ledger: Engine, tmp_path: Path) -> None:
