@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date, datetime, timezone
+from datetime import date
 from decimal import Decimal
 from multiprocessing import get_context
 from pathlib import Path
@@ -49,7 +49,7 @@ def fill(ledger: Engine, day: date, events: int, users: int, *, hashed: bool = T
         connection.execute(sa.text("SELECT setval('event_batches_id_seq', :last)"), taken)
     values = {
         "day": day, "first": first, "start": day_interval(day, ZONE).start, "step": 86_400 / events,
-        "users": users, "prompt": "0" * 64 if hashed else None, "now": datetime.now(timezone.utc),
+        "users": users, "prompt": "0" * 64 if hashed else None,
     }  # fmt: skip
     parts = -(-events // _PER_PART)
     jobs = [
@@ -94,10 +94,10 @@ _IDS = f"INSERT INTO event_ids SELECT {_ID}, batch_id, sha256('bench') FROM ({_G
 _BATCHES = f"""
     INSERT INTO event_batches (
         id, day, bill_day, segment, offset_bytes, requests, prompt_tokens, cached_tokens, completion_tokens,
-        events_root, stored_at, rolled_up
+        events_root, rolled_up
     )
     SELECT batch_id, :day, :day, 'bench', batch_id, count(*), sum(prompt_tokens), 0, 20 * count(*),
-        sha256('bench'), :now, false
+        sha256('bench'), false
     FROM ({_GENERATED}) AS each GROUP BY batch_id
 """  # noqa: S608
 

@@ -56,20 +56,25 @@ def take_out(connection: Connection, row: Mapping[Any, Any]) -> bool:
     return True
 
 
-def prove_set_aside(connection: Connection, chained: Iterable[tuple[str, Mapping[str, Any]]]) -> None:
-    """Prove that the lines set aside are those of the chain, less those that were retried since.
+def prove_set_aside(
+    connection: Connection, chained: Iterable[tuple[str, Mapping[str, Any]]]
+) -> set[tuple[str, int]]:
+    """Prove that the lines set aside are those of the chain, less those that were retried since: which.
 
     Args:
         chained: kind and body of the chain's records of the kinds KEPT and TAKEN_OUT, in their order.
     Raises: AuditError: a line was altered, removed or put in (code set_aside_altered), named by its place.
     """
     told: dict[tuple[str, int], str] = {}
+    retried = set()
     for kind, body in chained:
         for offset, digest in body["lines"]:
             place = body["segment"], offset
             if kind == KEPT:
                 told[place] = digest
-            elif told.pop(place, None) != digest:
+            elif told.pop(place, None) == digest:
+                retried.add(place)
+            else:
                 raise _altered(place, "was not what was set aside when it was retried")
     query = sa.select(set_aside).order_by(set_aside.c.segment, set_aside.c.offset_bytes)
     for row in connection.execute(query, execution_options=_ONE_BY_ONE).mappings():
@@ -78,6 +83,7 @@ def prove_set_aside(connection: Connection, chained: Iterable[tuple[str, Mapping
             raise _altered(place, "is not what was set aside")
     for place in sorted(told):
         raise _altered(place, "is missing among those set aside")
+    return retried
 
 
 def _digest(row: Mapping[Any, Any]) -> str:

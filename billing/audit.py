@@ -18,9 +18,18 @@ from billing.costs.training_runs import prove_runs
 from billing.errors import AuditError
 from billing.merkle import inclusion_path, root_from_path
 from billing.month_proof import prove_months
+from billing.offsets import prove_offsets
 from billing.prices.book import prove_kept
 from billing.retention import verify_dropped
-from billing.seals import batch_leaf, batches_of, event_leaves, seal, verify_events, verify_ids
+from billing.seals import (
+    batch_leaf,
+    batches_of,
+    event_leaves,
+    seal,
+    verify_bill_days,
+    verify_events,
+    verify_ids,
+)
 from billing.tables import (
     RATED_BY,
     SUBJECT,
@@ -83,7 +92,7 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
             aside.append((kind, body))
     acts.prove_acts(connection, acted)
     prove_kept(connection, imports)
-    prove_set_aside(connection, aside)
+    retried = prove_set_aside(connection, aside)
     verify_dropped(connection, dropped)
     query = sa.select(bill_days).where(bill_days.c.state == "closed").order_by(bill_days.c.day)
     closed = {row.day: row for row in connection.execute(query)}
@@ -96,6 +105,8 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
         events += verify_events(connection, day)
         prove_each_hour(connection, day)
     verify_ids(connection)
+    verify_bill_days(connection, closed)
+    prove_offsets(connection, retried)
     for day in closed:
         progress(day)
         prove(connection, day)

@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 from sqlalchemy.engine import Engine
 
-from billing.ingest import offset_of
+from billing.offsets import offset_of
 from tallybook.segments import SUFFIX
 
 _LOOKED_AT = 1 << 16  # bytes of what is unread: its first events are its oldest

@@ -6,17 +6,16 @@ from contextlib import suppress
 from datetime import tzinfo
 from pathlib import Path
 
-import sqlalchemy as sa
-from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine import Engine
 
 from billing.aggregates import roll_up_now
 from billing.aside import NotAloneError
 from billing.errors import LedgerError
-from billing.ledger import insert, writing
+from billing.ledger import writing
+from billing.offsets import move_offset, offset_of
 from billing.parsing import Poison
 from billing.reading import Chunk, Parser, parser
 from billing.store import IngestResult, enter, prepare_days, put_aside, store, store_packed
-from billing.tables import journal_offsets
 from tallybook.segments import SUFFIX, DamagedSegmentError
 
 
@@ -49,29 +48,6 @@ def store_journal(ledger: Engine, journal_dir: Path, zone: tzinfo) -> tuple[Inge
             except DamagedSegmentError as error:
                 damaged.append(f"{segment.name}: {error}")
     return result, damaged
-
-
-def move_offset(connection: Connection, segment: str, since: int, to: int) -> bool:
-    """Move a reader's offset in the caller's transaction; false when another has moved it from `since`.
-
-    The offset stays locked until the transaction ends.
-    """
-    connection.execute(
-        insert(connection, journal_offsets).values(segment=segment, offset_bytes=0).on_conflict_do_nothing()
-    )
-    moved = connection.execute(
-        journal_offsets.update()
-        .where(journal_offsets.c.segment == segment, journal_offsets.c.offset_bytes == since)
-        .values(offset_bytes=to)
-    )
-    return moved.rowcount == 1
-
-
-def offset_of(ledger: Engine, segment: str) -> int:
-    """The offset that the ledger has reached in a segment; 0 before the first batch."""
-    query = sa.select(journal_offsets.c.offset_bytes).where(journal_offsets.c.segment == segment)
-    with ledger.connect() as connection:
-        return connection.scalar(query) or 0
 
 
 def _store_segment(ledger: Engine, segment: Path, reading: Parser, result: IngestResult) -> None:

@@ -23,8 +23,8 @@ from billing.aggregates import roll_up_now
 from billing.aside import NotAloneError
 from billing.errors import SourceError
 from billing.events import EventReader
-from billing.ingest import move_offset, offset_of
 from billing.ledger import lock_ledger, writing
+from billing.offsets import move_offset, offset_of
 from billing.parsing import Parsed, Poison, parse
 from billing.settings import BillingSettings
 from billing.store import IngestResult, enter, prepare_days, put_aside, store

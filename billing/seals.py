@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
@@ -15,7 +15,8 @@ from sqlalchemy.engine import Connection
 from billing.errors import AuditError
 from billing.events import content_sha256
 from billing.merkle import leaf_hash, merkle_root
-from billing.tables import bill_lines, event_batches, event_ids, usage_events
+from billing.owing import CLOSED
+from billing.tables import COUNTS, bill_lines, event_batches, event_ids, usage_events
 
 _EVENTS_AT_ONCE = 10_000
 
@@ -135,6 +136,21 @@ def verify_ids(connection: Connection) -> None:
             raise AuditError("event_altered", f"batch {number} has other ids than its dropped events had")
 
 
+def verify_bill_days(connection: Connection, closed: Container[date]) -> None:
+    """Check that batches on no closed bill are on that of their own day, or came late for it.
+
+    Raises: AuditError: one is on another bill (code event_altered), named by its number.
+    """
+    batch = event_batches.c
+    query = sa.select(batch.id, batch.day, batch.bill_day).order_by(batch.id)
+    open_ = sa.or_(batch.bill_day.is_(None), batch.bill_day.not_in(CLOSED))
+    for number, day, bill_day in connection.execute(query.where(open_)):
+        if bill_day != (None if day in closed else day):
+            raise AuditError(
+                "event_altered", f"batch {number} of {day} is on the bill of {bill_day or 'no day'}"
+            )
+
+
 def _checked(
     connection: Connection, batches: list[Mapping[str, Any]]
 ) -> Iterator[tuple[Mapping[str, Any], list[tuple[str, bytes]]]]:
@@ -142,6 +158,7 @@ def _checked(
     if not batches:
         return
     found: dict[int, list[tuple[str, bytes]]] = {batch["id"]: [] for batch in batches}
+    tokens = {number: [0] * len(COUNTS) for number in found}
     kept = event_ids.c.content_sha256
     same = sa.and_(event_ids.c.id == usage_events.c.id, event_ids.c.batch_id == usage_events.c.batch_id)
     query = (
@@ -154,6 +171,9 @@ def _checked(
         if digest != event["kept"]:
             raise AuditError("event_altered", f"event {event['id']} is not what was stored on {event['day']}")
         found[event["batch_id"]].append((event["id"], digest))
+        sums = tokens[event["batch_id"]]
+        for place, name in enumerate(COUNTS):
+            sums[place] += event[name]
     for batch in batches:
         leaves = sorted(found[batch["id"]])
         if (
@@ -161,11 +181,16 @@ def _checked(
             or merkle_root(leaf for _, leaf in leaves) != batch["events_root"]
         ):
             raise AuditError("event_altered", _what_differs(connection, batch, {id_ for id_, _ in leaves}))
+        if tokens[batch["id"]] != [batch[name] for name in COUNTS]:
+            told = ", ".join(f"{batch[name]} {name.replace('_', ' ')}" for name in COUNTS)
+            raise AuditError(
+                "event_altered", f"{_named(batch)} says {told}; its events are {tokens[batch['id']]}"
+            )
         yield batch, leaves
 
 
 def _what_differs(connection: Connection, batch: Mapping[str, Any], found: set[str]) -> str:
-    where = f"batch {batch['id']} of {batch['day']} ({batch['segment']} at byte {batch['offset_bytes']})"
+    where = _named(batch)
     stored = set(connection.scalars(sa.select(event_ids.c.id).where(event_ids.c.batch_id == batch["id"])))
     if missing := sorted(stored - found):
         return f"event {missing[0]} is missing from {where}"
@@ -181,3 +206,7 @@ def _line_leaves(connection: Connection, day: date) -> list[bytes]:
     query = sa.select(bill_lines).where(bill_lines.c.day == day)
     parts = connection.execute(query, execution_options={"yield_per": _EVENTS_AT_ONCE}).partitions()
     return [line_leaf(tuple(row)) for part in parts for row in part]
+
+
+def _named(batch: Mapping[str, Any]) -> str:
+    return f"batch {batch['id']} of {batch['day']} ({batch['segment']} at byte {batch['offset_bytes']})"

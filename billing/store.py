@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta, timezone
+from datetime import date, datetime, timedelta
 from sqlite3 import IntegrityError
 from typing import Any, NamedTuple
 
@@ -298,7 +298,6 @@ def _write(
                 cached_tokens=cached,
                 completion_tokens=completion,
                 events_root=each.events_root,
-                stored_at=datetime.now(timezone.utc),
                 rolled_up=False,
             )
         )

@@ -126,7 +126,6 @@ event_batches = sa.Table(
     sa.Column("cached_tokens", sa.BigInteger, nullable=False),
     sa.Column("completion_tokens", sa.BigInteger, nullable=False),
     sa.Column("events_root", sa.LargeBinary, nullable=False),  # Merkle root over its events, by their ids
-    sa.Column("stored_at", Instant, nullable=False),
     sa.Column("rolled_up", sa.Boolean, nullable=False),  # whether usage_hours has it
     sa.Column("dropped_at", Instant),  # when retention dropped its events, which were proven first
 )
@@ -157,6 +156,15 @@ journal_offsets = sa.Table(
     metadata,
     sa.Column("segment", sa.Text, primary_key=True),
     sa.Column("offset_bytes", sa.BigInteger, nullable=False),
+)
+
+# The steps in which a segment was read, without a gap from 0 to its offset; a batch is of one of them.
+journal_reads = sa.Table(
+    "journal_reads",
+    metadata,
+    sa.Column("segment", sa.Text, primary_key=True),
+    sa.Column("offset_bytes", sa.BigInteger, primary_key=True),
+    sa.Column("next_offset_bytes", sa.BigInteger, nullable=False),
 )
 
 set_aside = sa.Table(

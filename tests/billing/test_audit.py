@@ -17,6 +17,7 @@ from billing.events import content_sha256
 from billing.ingest import ingest
 from billing.ledger import open_ledger, reading, writing
 from billing.merkle import merkle_root, root_from_path
+from billing.offsets import move_offset
 from billing.prices.book import sync_prices
 from billing.prices.tariff import Tariff
 from billing.seals import batch_leaf
@@ -27,6 +28,8 @@ from billing.tables import (
     bill_totals,
     event_batches,
     event_ids,
+    journal_offsets,
+    journal_reads,
     prices,
     set_aside,
     usage_events,
@@ -82,15 +85,16 @@ def test_an_untouched_ledger_is_verified(closed: Engine) -> None:
         assert found.head == chain.head(connection)
 
 
-def alter(table: sa.Table, **values: object) -> Callable[[Connection], None]:
-    """Alter the first row of a table, or remove it."""
+def alter(table: sa.Table, *, last: bool = False, **values: object) -> Callable[[Connection], None]:
+    """Alter the first or last row of a table, or remove it."""
 
     def do(connection: Connection) -> None:
         keys = list(table.primary_key.columns) or [table.c.id]
-        first = connection.execute(sa.select(*keys).order_by(*keys).limit(1)).one()
-        is_first = [column == value for column, value in zip(keys, first, strict=True)]
+        order = [key.desc() if last else key for key in keys]
+        chosen = connection.execute(sa.select(*keys).order_by(*order).limit(1)).one()
+        is_chosen = [column == value for column, value in zip(keys, chosen, strict=True)]
         statement = table.update().values(values) if values else table.delete()
-        connection.execute(statement.where(*is_first))
+        connection.execute(statement.where(*is_chosen))
 
     return do
 
@@ -120,6 +124,17 @@ def put_in(connection: Connection) -> None:
     connection.execute(usage_events.insert().values(dict(row) | {"id": "forged", "prompt_tokens": 0}))
 
 
+def put_in_an_offset(connection: Connection) -> None:
+    """Say that a segment was read."""
+    connection.execute(journal_offsets.insert().values(segment="other.jsonl", offset_bytes=7))
+
+
+def read_past_an_offset_that_was_moved(connection: Connection) -> None:
+    """Move an offset forward, and read on from there as an ingester would."""
+    connection.execute(journal_offsets.update().values(offset_bytes=10**6))
+    assert move_offset(connection, "1.jsonl", 10**6, 10**6 + 9)
+
+
 def put_a_line_aside(connection: Connection) -> None:
     """Copy a line that was set aside to another place."""
     row = connection.execute(sa.select(set_aside)).mappings().one()
@@ -146,9 +161,25 @@ ALTERED: list[tuple[Callable[[Connection], None], str]] = [
     (alter(event_ids), "event 000-000"),
     (alter(event_batches, requests=19), "batch 1"),
     (alter(event_batches, bill_day=DAY + timedelta(days=1)), "2026-11-2[12]"),
-    (alter(event_batches, segment="other.jsonl"), "2026-11-21: events_root"),
+    (alter(event_batches, segment="other.jsonl"), "batch 1 .* other.jsonl at byte 0, where nothing was read"),
     (alter(event_batches, dropped_at=AFTER), "dropped for 2026-11-21"),
     (alter(event_batches), "event 000-000"),
+    (alter(event_batches, last=True, prompt_tokens=7), "batch 3 of 2026-11-21 .* says 7 prompt tokens"),
+    (alter(event_batches, last=True, cached_tokens=7), "batch 3 .* 7 cached tokens"),
+    (alter(event_batches, last=True, completion_tokens=7), "batch 3 .* 7 completion tokens"),
+    (alter(event_batches, last=True, day=DAY - timedelta(days=1)), "batch 3"),
+    (alter(event_batches, last=True, bill_day=DAY + timedelta(days=2)), "batch 3 .* bill of 2026-11-23"),
+    (alter(event_batches, last=True, segment="other.jsonl"), "batch 3 .* other.jsonl at byte .* nothing was"),
+    (alter(event_batches, last=True, offset_bytes=7), "batch 3 .* 1.jsonl at byte 7, where nothing was read"),
+    (alter(journal_offsets, offset_bytes=10**9), "1.jsonl was read up to byte .* offset is 1000000000"),
+    (alter(journal_offsets, segment="other.jsonl"), "1.jsonl was read up to byte .* offset is missing"),
+    (alter(journal_offsets), "1.jsonl was read up to byte .* offset is missing"),
+    (put_in_an_offset, "other.jsonl was read up to byte 0, but its offset is 7"),
+    (alter(journal_reads, segment="other.jsonl"), "1.jsonl was read up to byte 0"),
+    (alter(journal_reads, next_offset_bytes=7), "1.jsonl was read up to byte 7"),
+    (alter(journal_reads, last=True, next_offset_bytes=10**9), "1.jsonl was read up to byte 1000000000"),
+    (alter(journal_reads), "1.jsonl was read up to byte 0"),
+    (read_past_an_offset_that_was_moved, "1.jsonl was read up to byte"),
     (alter(usage_hours, prompt_tokens=1), "user user-"),
     (alter(usage_hours, status=500), "2026-11-21, user user-0, .*: its hour "),
     (alter(usage_hours, hour=AFTER), "2026-11-21, user user-0, .*: its hour "),

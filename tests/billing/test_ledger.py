@@ -18,9 +18,10 @@ from billing.bulk import insert_rows
 from billing.errors import LedgerError
 from billing.ledger import lock_ledger, open_ledger, reading, share_ledger, writing
 from billing.lines import COLUMNS, Rater, make_lines
+from billing.offsets import prove_offsets
 from billing.owing import Usage
 from billing.prices.tariff import Tariff
-from billing.tables import bill_days, bill_lines, metadata, set_aside
+from billing.tables import bill_days, bill_lines, journal_offsets, journal_reads, metadata, set_aside
 from tallybook.database import connect
 from tests.billing.conftest import new_database
 
@@ -62,6 +63,36 @@ def test_lines_from_before_they_lost_their_foreign_key_are_kept(nothing_yet: str
     with reading(ledger) as connection:
         assert connection.execute(sa.select(bill_lines)).all() == before != []
         assert not sa.inspect(connection).get_foreign_keys("bill_lines")
+    ledger.dispose()
+
+
+def test_the_steps_of_a_journal_read_before_they_were_kept_are_as_far_as_batches_tell(
+    nothing_yet: str,
+) -> None:
+    ledger = connect(nothing_yet)
+    with writing(ledger) as connection:
+        config = Config()
+        config.set_main_option("script_location", "billing:migrations")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0006")
+        for segment, reached in (("1.jsonl", 90), ("2.jsonl", 50)):
+            connection.execute(journal_offsets.insert().values(segment=segment, offset_bytes=reached))
+        for number, began in enumerate((0, 40), 1):
+            connection.execute(
+                sa.text(
+                    "INSERT INTO event_batches (id, day, segment, offset_bytes, requests, prompt_tokens, "
+                    "cached_tokens, completion_tokens, events_root, stored_at, rolled_up) "
+                    "VALUES (:id, '2026-11-21', '1.jsonl', :began, 1, 1, 0, 1, '', "
+                    "'2026-11-21T00:00:00.000000+00:00', true)"
+                ),
+                {"id": number, "began": began},
+            )
+    ledger.dispose()
+    ledger = open_ledger(nothing_yet, "Asia/Shanghai")
+    with reading(ledger) as connection:
+        steps = connection.execute(sa.select(journal_reads).order_by(*journal_reads.c)).all()
+        assert steps == [("1.jsonl", 0, 40), ("1.jsonl", 40, 90), ("2.jsonl", 0, 50)]
+        prove_offsets(connection, ())
     ledger.dispose()
 
 

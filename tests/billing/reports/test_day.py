@@ -278,7 +278,7 @@ def test_hours_trend_and_every_dimension_tell_the_same_tokens(
             event_batches.insert().values(
                 id=1, day=DAY, bill_day=DAY, segment="x", offset_bytes=0, requests=len(rows),
                 prompt_tokens=sum(row[4] for row in rows), cached_tokens=0,
-                completion_tokens=sum(row[5] for row in rows), events_root=b"", stored_at=at(DAY),
+                completion_tokens=sum(row[5] for row in rows), events_root=b"",
                 rolled_up=True,
             )
         )  # fmt: skip
