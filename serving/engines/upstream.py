@@ -23,7 +23,8 @@ import httptools
 from serving.errors import ModelRejectedError, ModelTimeoutError, ModelUnavailableError
 
 _TIMEVAL = struct.Struct("@ll")  # struct timeval
-_READ_BYTES = 16 * 1024
+_READ_BYTES = 2 * 1024  # at first; held while a thread waits, so that much of each open stream
+_MOST_READ_BYTES = 64 * 1024
 _MOST_HEAD_BYTES = 64 * 1024
 _MOST_ANSWER_BYTES = 256 << 20
 _IDLE_SECONDS = 4.0  # uvicorn, which most engines run on, closes after 5
@@ -115,6 +116,7 @@ class Answer:
         self._address = address
         self._connection = connection
         self._head_bytes = 0
+        self._read_bytes = _READ_BYTES
         self._in_body = False
         self._may_be_kept = False
         self._closed = False
@@ -154,7 +156,7 @@ class Answer:
             if left <= 0:
                 raise TimeoutError
             try:
-                data = _receive(self._connection, min(left, LOOK_SECONDS))
+                data = self._receive(min(left, LOOK_SECONDS))
             except TimeoutError:
                 meanwhile()
                 continue
@@ -172,7 +174,7 @@ class Answer:
         """
         while not self._parts and not self.ended:
             try:
-                data = _receive(self._connection, timeout_seconds)
+                data = self._receive(timeout_seconds)
             except TimeoutError:
                 raise
             except OSError as error:
@@ -231,6 +233,17 @@ class Answer:
         else:
             self._connection.close()
         del self._parser  # it refers to us: a cycle would wait for the garbage collector
+
+    def _receive(self, timeout_seconds: float) -> bytes:
+        """Raises: TimeoutError; OSError."""
+        try:
+            _wait_at_most(self._connection, timeout_seconds, socket.SO_RCVTIMEO)
+            data = self._connection.recv(self._read_bytes)
+        except BlockingIOError:
+            raise TimeoutError from None
+        if len(data) == self._read_bytes < _MOST_READ_BYTES:
+            self._read_bytes *= 2  # there is more than was asked for
+        return data
 
     def _feed(self, data: bytes) -> None:
         try:
@@ -342,15 +355,6 @@ def _send(connection: socket.socket, data: bytes, timeout_seconds: float) -> Non
     try:
         _wait_at_most(connection, timeout_seconds, socket.SO_SNDTIMEO)
         connection.sendall(data)
-    except BlockingIOError:
-        raise TimeoutError from None
-
-
-def _receive(connection: socket.socket, timeout_seconds: float) -> bytes:
-    """Raises: TimeoutError; OSError."""
-    try:
-        _wait_at_most(connection, timeout_seconds, socket.SO_RCVTIMEO)
-        return connection.recv(_READ_BYTES)
     except BlockingIOError:
         raise TimeoutError from None
 

@@ -141,7 +141,7 @@ def test_embeddings(gateway: Gateway, said: object, tokens: int) -> None:
 
 def test_models_are_listed(gateway: Gateway) -> None:
     listed = gateway.api.client.get("/v1/models", headers=USER).get_json()
-    assert [one["id"] for one in listed["data"]] == [MODEL]
+    assert [one["id"] for one in listed["data"]] == [MODEL, "review-sentiment"]  # engines, then what we serve
     assert gateway.api.client.get(f"/v1/models/{MODEL}", headers=USER).get_json() == listed["data"][0]
     unknown = gateway.api.client.get("/v1/models/other", headers=USER)
     assert (unknown.status_code, unknown.get_json()["error"]["code"]) == (404, "model_not_found")
