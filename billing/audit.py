@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import date, timezone
 from typing import Any
@@ -16,6 +16,7 @@ from billing.aside import KEPT, TAKEN_OUT, prove_set_aside
 from billing.closure import prove
 from billing.costs.training_runs import prove_runs
 from billing.errors import AuditError
+from billing.ledger import kept_facts
 from billing.merkle import inclusion_path, root_from_path
 from billing.month_proof import prove_months
 from billing.offsets import prove_offsets
@@ -30,6 +31,7 @@ from billing.seals import (
     verify_events,
     verify_ids,
 )
+from billing.simulation.mark import SIMULATED
 from billing.tables import (
     RATED_BY,
     SUBJECT,
@@ -99,6 +101,7 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
     for odd in sorted({day.isoformat() for day in closed} ^ sealed.keys()):
         wrong = "was sealed, but is not closed" if odd in sealed else "is closed, but was never sealed"
         raise AuditError("day_altered", f"{odd} {wrong}")
+    _prove_facts(connection, sealed)
     events = 0
     for day in sorted(set(connection.scalars(sa.select(event_batches.c.day).distinct()))):
         progress(day)
@@ -123,6 +126,22 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
     prove_wallets(connection)
     prove_runs(connection)
     return Verified(count, len(closed), events, chain.head(connection))
+
+
+def _prove_facts(connection: Connection, sealed: Mapping[str, Mapping[str, Any]]) -> None:
+    """Prove that the ledger says of itself what it said at each closing, and at most that it is simulated.
+
+    Usage may be simulated later into a ledger that has closed days.
+    """
+    kept = kept_facts(connection)
+    for day, body in sorted(sealed.items()):
+        told = body["facts"]
+        for name in sorted(told.keys() | kept.keys() - {SIMULATED}):
+            now, then = kept.get(name, "missing"), told.get(name, "not there")
+            if now != then:
+                raise AuditError(
+                    "fact_altered", f"the ledger's {name} is {now}; it was {then} when {day} was closed"
+                )
 
 
 def trace(connection: Connection, request_id: str) -> Trace:

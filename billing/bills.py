@@ -17,7 +17,7 @@ from billing.aggregates import prove_hours, roll_up, sum_hours
 from billing.beside import beside
 from billing.closure import Begun, Proof, prove
 from billing.errors import DayError
-from billing.ledger import insert, lock_ledger
+from billing.ledger import insert, kept_facts, lock_ledger
 from billing.line_writer import LineWriter
 from billing.lines import Rater, make_lines
 from billing.minimums import minimum_lines
@@ -143,6 +143,7 @@ def close_day(
         "closed_at": now.astimezone(timezone.utc).isoformat(),
         "closed_with": closed_with and closed_with.isoformat(),
         "proof": asdict(proof),
+        "facts": kept_facts(connection),
     }
     chain.append(connection, "close", asdict(sealed) | facts, now)
     return Closing(day, sealed.lines, proof, newly_closed=True)

@@ -82,6 +82,11 @@ def closed_days(connection: Connection, among: Collection[date]) -> set[date]:
     return set(connection.scalars(query))
 
 
+def kept_facts(connection: Connection) -> dict[str, str]:
+    """What the ledger says of itself: its time zone, and whether its usage is simulated."""
+    return {row.name: row.value for row in connection.execute(sa.select(ledger_facts))}
+
+
 def insert(connection: Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
     """An INSERT of the connection's dialect, which knows ON CONFLICT."""
     return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)

@@ -40,6 +40,13 @@ class _Part(NamedTuple):
     terms_of: Callable[[Any], Any]
 
 
+class _Noted(NamedTuple):
+    """When terms were first imported, and when they were withdrawn, if they are."""
+
+    imported: str
+    withdrawn: str | None
+
+
 # In the order of the tariff's fields.
 _PARTS = (
     _Part(prices, price_row, price_of),
@@ -82,7 +89,7 @@ def import_tariff(connection: Connection, listed: Tariff, by: str, now: datetime
     if not found:
         return found
     check(connection, found)
-    act: dict[str, Any] = {"by": by}
+    act: dict[str, Any] = {"by": by, "at": _moment(now)}
     for part, added, withdrawn in zip(_PARTS, _terms(found.added), _terms(found.withdrawn), strict=True):
         act[str(part.table.name)] = _write(connection, part, added, withdrawn, now)
     chain.append(connection, "prices", act, now)
@@ -131,19 +138,29 @@ def prove_kept(connection: Connection, acts: Iterable[Mapping[str, Any]]) -> Non
         acts: the bodies of the audit chain's records of kind "prices", in their order.
     Raises: AuditError: terms were altered, removed or put in (code price_altered), named by their id.
     """
-    known: dict[str, set[str]] = {str(part.table.name): set() for part in _PARTS}
-    in_force: dict[str, set[str]] = {str(part.table.name): set() for part in _PARTS}
+    told: dict[str, dict[str, _Noted]] = {str(part.table.name): {} for part in _PARTS}
     for act in acts:
-        for name in known:
-            imported = {row["id"] for row in act[name]["imported"]}
-            known[name] |= imported
-            in_force[name] = (in_force[name] | imported) - set(act[name]["withdrawn"])
+        for name, noted in told.items():
+            for terms in (row["id"] for row in act[name]["imported"]):
+                noted[terms] = _Noted(noted[terms].imported if terms in noted else act["at"], None)
+            for terms in act[name]["withdrawn"]:
+                noted[terms] = _Noted(noted[terms].imported, act["at"])
     for part in _PARTS:
-        name, kept = str(part.table.name), _kept(connection, part)
-        now = _kept(connection, part, in_force=True).keys()
-        odd = (kept.keys() ^ known[name]) | (now ^ in_force[name])
-        if odd:
-            raise AuditError("price_altered", f"{min(odd)} of {name} is not what was imported")
+        _kept(connection, part)  # raises where they are not their id's
+        name, table = str(part.table.name), part.table.c
+        found = {
+            terms: _Noted(_moment(imported), withdrawn and _moment(withdrawn))
+            for terms, imported, withdrawn in connection.execute(
+                sa.select(table.id, table.imported_at, table.withdrawn_at)
+            )
+        }
+        for terms in sorted(found.keys() | told[name].keys()):
+            if found.get(terms) != told[name].get(terms):
+                raise AuditError("price_altered", f"{terms} of {name} is not what was imported")
+
+
+def _moment(moment: datetime) -> str:
+    return moment.astimezone(timezone.utc).isoformat(timespec="microseconds")
 
 
 def _terms(tariff: Tariff) -> tuple[tuple[Any, ...], ...]:

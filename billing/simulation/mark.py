@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 from billing.errors import SimulationError
 from billing.tables import event_ids, ledger_facts
 
-_FACT = "simulated"
+SIMULATED = "simulated"
 TOLD = "This ledger holds simulated usage: nobody asked for it, and nobody is to pay for it."
 
 
@@ -34,10 +34,10 @@ def mark_simulated(connection: Connection, facts: Mapping[str, Any], *, force: b
                 "ledger_is_real",
                 "the ledger holds real events; simulated ones among them could never be told from its bills",
             )
-        connection.execute(ledger_facts.insert().values(name=_FACT, value=told))
+        connection.execute(ledger_facts.insert().values(name=SIMULATED, value=told))
     elif mark != told and not force:
         raise SimulationError("simulated_otherwise", f"the ledger holds another simulated history: {mark}")
 
 
 def _mark(connection: Connection) -> str | None:
-    return connection.scalar(sa.select(ledger_facts.c.value).where(ledger_facts.c.name == _FACT))
+    return connection.scalar(sa.select(ledger_facts.c.value).where(ledger_facts.c.name == SIMULATED))

@@ -1,6 +1,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import date, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,8 @@ from billing.ledger import open_ledger, reading, writing
 from billing.merkle import merkle_root, root_from_path
 from billing.offsets import move_offset
 from billing.prices.book import sync_prices
+from billing.prices.departments import DepartmentRule
+from billing.prices.discounts import Discount
 from billing.prices.tariff import Tariff
 from billing.seals import batch_leaf
 from billing.tables import (
@@ -26,10 +29,13 @@ from billing.tables import (
     bill_days,
     bill_lines,
     bill_totals,
+    department_rules,
+    discounts,
     event_batches,
     event_ids,
     journal_offsets,
     journal_reads,
+    ledger_facts,
     prices,
     set_aside,
     usage_events,
@@ -42,12 +48,17 @@ from tests.billing.factories import AFTER, DAY, TRACED, ZONE, a_price, an_event,
 EVENTS = [replace(an_event(user=f"user-{n % 3}"), id=f"000-{n:03d}") for n in range(20)]
 EVENTS[0] = replace(EVENTS[0], **TRACED)
 LATE = an_event()
+TARIFF = Tariff(
+    (a_price(),),
+    (Discount("sales", None, Decimal(10), DAY),),
+    (DepartmentRule("user-9", None, "sales", DAY),),
+)
 OPEN = an_event()
 
 
 def close(ledger: Engine, day: date) -> None:
     with writing(ledger) as connection:
-        listed = sync_prices(connection, Tariff((a_price(),)))
+        listed = sync_prices(connection, TARIFF)
         close_day(connection, day, listed, ZONE, now=AFTER + (day - DAY))
 
 
@@ -135,6 +146,11 @@ def read_past_an_offset_that_was_moved(connection: Connection) -> None:
     assert move_offset(connection, "1.jsonl", 10**6, 10**6 + 9)
 
 
+def put_in_a_fact(connection: Connection) -> None:
+    """Say something else of the ledger."""
+    connection.execute(ledger_facts.insert().values(name="owner", value="bob"))
+
+
 def put_a_line_aside(connection: Connection) -> None:
     """Copy a line that was set aside to another place."""
     row = connection.execute(sa.select(set_aside)).mappings().one()
@@ -194,6 +210,19 @@ ALTERED: list[tuple[Callable[[Connection], None], str]] = [
     (alter(bill_days, closed_at=AFTER + timedelta(days=9)), "2026-11-21: closed_at"),
     (alter(bill_days, closed_with=DAY + timedelta(days=1)), "2026-11-21: closed_with"),
     (alter(prices, effective_from=DAY), "of prices is not what"),
+    (alter(prices, imported_at=AFTER), "of prices is not what"),
+    (alter(prices, withdrawn_at=AFTER), "of prices is not what"),
+    (alter(prices), "of prices is not what"),
+    (alter(discounts, imported_at=AFTER), "of discounts is not what"),
+    (alter(discounts, percent="11"), "of discounts is not what"),
+    (alter(discounts), "of discounts is not what"),
+    (alter(department_rules, imported_at=AFTER), "of department_rules is not what"),
+    (alter(department_rules, department="ops"), "of department_rules is not what"),
+    (alter(department_rules), "of department_rules is not what"),
+    (alter(ledger_facts, value="UTC"), "time_zone is UTC; it was Asia/Shanghai when 2026-11-21 was closed"),
+    (alter(ledger_facts, name="zone"), "the ledger's time_zone is missing"),
+    (alter(ledger_facts), "the ledger's time_zone is missing"),
+    (put_in_a_fact, "the ledger's owner is bob; it was not there when 2026-11-21 was closed"),
     (alter(prices, input="0.8 CNY"), "of prices is not what"),
     (alter(prices, output="[[1"), "of prices is not what"),
     (alter(prices, cached_input="[[1, 2, 3]]"), "of prices is not what"),
