@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection, Engine
 
+from billing.alerts.tables import network_days, summed_days, usage_days
 from billing.errors import ClosureError, LedgerError
 from billing.ledger import insert, share_ledger, writing
 from billing.tables import COUNTS, RATED_BY, SUBJECT, event_batches, usage_events, usage_hours
@@ -48,6 +49,8 @@ def roll_up_now(ledger: Engine) -> None:
 def rebuild_day(connection: Connection, day: date) -> int:
     """Make the hours of one day anew from its events: the same numbers, or the day was wrong before.
 
+    Its sums by day are forgotten, and made anew when they are looked at.
+
     Returns: how many rows of hours there are.
     Raises: LedgerError: retention has dropped events of that day (code events_dropped).
     """
@@ -55,6 +58,9 @@ def rebuild_day(connection: Connection, day: date) -> int:
         raise LedgerError("events_dropped", f"{day}: its events were dropped; its hours can't be made anew")
     _lock_day(connection, day)
     connection.execute(usage_hours.delete().where(usage_hours.c.day == day))
+    connection.execute(summed_days.delete().where(summed_days.c.day == day))
+    connection.execute(usage_days.delete().where(usage_days.c.day == day))
+    connection.execute(network_days.delete().where(network_days.c.day == day))
     connection.execute(event_batches.update().where(event_batches.c.day == day).values(rolled_up=False))
     _roll_up_day(connection, day)
     count = sa.select(sa.func.count()).select_from(usage_hours).where(usage_hours.c.day == day)

@@ -15,6 +15,7 @@ from billing.aggregates import prove_each_hour
 from billing.aside import KEPT, TAKEN_OUT, prove_set_aside
 from billing.closure import prove
 from billing.costs.training_runs import prove_runs
+from billing.day_sums import prove_day_sums
 from billing.errors import AuditError
 from billing.ledger import kept_facts
 from billing.merkle import inclusion_path, root_from_path
@@ -125,6 +126,7 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
     prove_months(connection)
     prove_wallets(connection)
     prove_runs(connection)
+    prove_day_sums(connection)
     return Verified(count, len(closed), events, chain.head(connection))
 
 

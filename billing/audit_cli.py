@@ -25,13 +25,16 @@ def audit() -> None:
 def verify() -> None:
     """Recompute every closed bill and compare it with its seal.
 
-    Names the first difference, and then leaves with status 1.
+    Names the first difference, and then leaves with status 1. It vouches for events and what was set
+    aside, the journal's offsets, hours and sums of days, prices, bills, wallets, trainings and acts; not
+    for mails, alerts and samples of counters, which no bill depends on.
     """
     with told_errors():
         found = daily.verify(BillingSettings())
     click.echo(
         f"Verified {found.days:,} closed days and {found.events:,} events against {found.records:,} audit "
-        f"records.\nChain head: {found.head} (keep it elsewhere: it vouches for all of them)"
+        f"records.\nChain head: {found.head} (keep it elsewhere: it vouches for all of them)\n"
+        "Mails, alerts and samples of counters are no records: nothing vouches for them."
     )
 
 

@@ -16,6 +16,7 @@ from sqlalchemy.engine import Connection
 from billing.aggregates import events_are_dropped, roll_up, whole
 from billing.alerts.tables import network_days, summed_days, usage_days
 from billing.bulk import insert_rows
+from billing.errors import AuditError
 from billing.ledger import insert
 from billing.tables import event_batches, usage_events, usage_hours
 from tallybook.calendar import ONE_DAY
@@ -49,19 +50,8 @@ def sum_days(connection: Connection, first: date, last: date) -> list[date]:
     if connection.dialect.name == "postgresql":
         connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK_KEY)))
     roll_up(connection)
-    batches = event_batches.c
-    there = {
-        row.day: (row.batches, row.last)
-        for row in connection.execute(
-            sa.select(batches.day, sa.func.count().label("batches"), sa.func.max(batches.id).label("last"))
-            .where(batches.day.between(first, last))
-            .group_by(batches.day)
-        )
-    }
-    kept = {
-        row.day: (row.batches, row.last_batch_id)
-        for row in connection.execute(sa.select(summed_days).where(summed_days.c.day.between(first, last)))
-    }
+    there = _marks(connection, event_batches.c.day.between(first, last))
+    kept = _kept_marks(connection, summed_days.c.day.between(first, last))
     changed = sorted(day for day, mark in there.items() if kept.get(day) != mark)
     for day in changed:
         _sum_day(connection, day)
@@ -87,6 +77,28 @@ def history(connection: Connection, kind: Kind, first: date, last: date) -> Hist
     return History(names, days, tokens)
 
 
+def prove_day_sums(connection: Connection) -> None:
+    """Prove the sums of every day: those of users, projects, departments and models by the hours, those of
+    networks by the events.
+
+    A day that got events since it was summed is summed anew when it is looked at, and is left out. So are the
+    networks of a day whose events were dropped.
+    Raises: AuditError: a row was altered, removed or put in (code day_sums_altered), named by day.
+    """
+    there, kept = _marks(connection), _kept_marks(connection)
+    query = sa.select(event_batches.c.day).where(~event_batches.c.rolled_up).distinct()
+    waiting = set(connection.scalars(query))
+    for table in (usage_days, network_days):
+        for day in sorted(set(connection.scalars(sa.select(table.c.day).distinct())) - kept.keys()):
+            raise _altered(f"{table.name} has sums of {day}, which was not summed")
+    for day, mark in sorted(kept.items()):
+        now = there.get(day, (0, 0))
+        if mark[0] > now[0] or mark[1] > now[1]:
+            raise _altered(f"{day} was summed up to batch {mark[1]}, and has {now[0]} up to {now[1]}")
+        if mark == now and day not in waiting:
+            _prove_day(connection, day)
+
+
 def network_of(address: str) -> str:
     """The network that an address is counted in: a /24, or a /48 of IPv6; what is none stays as it is."""
     try:
@@ -96,15 +108,63 @@ def network_of(address: str) -> str:
     return str(ip_network((parsed, _PREFIXES[parsed.version]), strict=False))
 
 
-def _sum_day(connection: Connection, day: date) -> None:
-    connection.execute(usage_days.delete().where(usage_days.c.day == day))
+def _marks(connection: Connection, *where: sa.ColumnElement[bool]) -> dict[date, tuple[int, int]]:
+    """How many batches the hours of each day have, and the number of the last."""
+    batch = event_batches.c
+    query = sa.select(batch.day, sa.func.count(), sa.func.max(batch.id)).where(batch.rolled_up, *where)
+    return {day: (count, last) for day, count, last in connection.execute(query.group_by(batch.day))}
+
+
+def _kept_marks(connection: Connection, *where: sa.ColumnElement[bool]) -> dict[date, tuple[int, int]]:
+    """The same as it was when the days were summed."""
+    rows = connection.execute(sa.select(summed_days).where(*where))
+    return {row.day: (row.batches, row.last_batch_id) for row in rows}
+
+
+def _sums(kind: Kind, day: date) -> sa.Select[Any]:
+    """Rows of `usage_days`."""
+    column = KINDS[kind]
     tokens = whole(sa.func.sum(usage_hours.c.prompt_tokens + usage_hours.c.completion_tokens))
     requests = whole(sa.func.sum(usage_hours.c.requests))
-    for kind, column in KINDS.items():
-        sums = sa.select(usage_hours.c.day, sa.literal(kind), column, requests, tokens)
-        sums = sums.where(usage_hours.c.day == day).group_by(usage_hours.c.day, column)
+    sums = sa.select(
+        usage_hours.c.day, sa.literal(kind).label("kind"), column.label("name"),
+        requests.label("requests"), tokens.label("tokens"),
+    )  # fmt: skip
+    return sums.where(usage_hours.c.day == day).group_by(usage_hours.c.day, column)
+
+
+def _prove_day(connection: Connection, day: date) -> None:
+    kept = usage_days.c
+    told = sa.union_all(
+        *[_sums(kind, day) for kind in KINDS],
+        sa.select(kept.day, kept.kind, kept.name, -kept.requests, -kept.tokens).where(kept.day == day),
+    ).subquery()
+    differs = sa.or_(*[sa.func.sum(told.c[name]) != 0 for name in ("requests", "tokens")])
+    query = sa.select(told.c.kind, told.c.name).group_by(told.c.kind, told.c.name).having(differs)
+    for kind, name in connection.execute(query.order_by(told.c.kind, told.c.name).limit(1)):
+        raise _altered(f"{day}, {kind} {name}: its sum of the day is not that of its hours")
+    if events_are_dropped(connection, day):
+        return
+    network = network_days.c
+    rows = connection.execute(
+        sa.select(network.user_id, network.network, network.requests).where(network.day == day)
+    )
+    found = {(user, name): count for user, name, count in rows}
+    expected = {(user, name): count for _, user, name, count in _networks(connection, day)}
+    for user, name in sorted(found.keys() | expected.keys()):
+        if found.get((user, name)) != expected.get((user, name)):
+            raise _altered(f"{day}, user {user}: its requests from {name} are not those of its events")
+
+
+def _altered(what: str) -> AuditError:
+    return AuditError("day_sums_altered", what)
+
+
+def _sum_day(connection: Connection, day: date) -> None:
+    connection.execute(usage_days.delete().where(usage_days.c.day == day))
+    for kind in KINDS:
         connection.execute(
-            usage_days.insert().from_select(["day", "kind", "name", "requests", "tokens"], sums)
+            usage_days.insert().from_select(["day", "kind", "name", "requests", "tokens"], _sums(kind, day))
         )
     if not events_are_dropped(connection, day):
         connection.execute(network_days.delete().where(network_days.c.day == day))

@@ -58,7 +58,7 @@ def import_runs(connection: Connection, folder: Path, now: datetime | None = Non
             else:
                 stored[row["id"]] = row["content_sha256"].hex()
     if stored:
-        chain.append(connection, _RECORD, {"content_sha256": stored}, moment)
+        chain.append(connection, _RECORD, {"content_sha256": stored, "at": moment.isoformat()}, moment)
     return Import(len(stored), known, refused)
 
 
@@ -67,11 +67,16 @@ def prove_runs(connection: Connection) -> None:
 
     Raises: AuditError: a run was altered, removed or put in (code training_altered), named by its id.
     """
-    told: dict[str, str] = {}
+    told: dict[str, tuple[str, datetime]] = {}
     for _, kind, body in chain.records(connection):
         if kind == _RECORD:
-            told |= body["content_sha256"]
-    found = {run.id: _row(_run(run))["content_sha256"].hex() for run in connection.execute(_ALL)}
+            at = datetime.fromisoformat(body["at"])
+            told |= {run_id: (digest, at) for run_id, digest in body["content_sha256"].items()}
+    found: dict[str, tuple[str, datetime]] = {}
+    for run in connection.execute(_ALL):
+        digest = _row(_run(run))["content_sha256"]
+        kept = digest.hex() if digest == run.content_sha256 else ""
+        found[run.id] = (kept, run.imported_at)
     for run_id in sorted(told.keys() | found.keys()):
         if told.get(run_id) != found.get(run_id):
             raise AuditError("training_altered", f"training {run_id} is not what was imported")

@@ -84,7 +84,7 @@ ENGLISH = Words(
     notice_unbilled="This day is not rated yet: there are no amounts.",
     notice_early="Closed early, at {time} ({zone}). What the rest of the day brings becomes corrections "
     "on a later bill.",
-    notice_unrated="{tokens} have no price and are not in the amount: {models}.",
+    notice_unrated="{tokens} without a price, not in the amount: {models}.",
     notice_corrections="The amount includes {amount} of corrections of earlier days, listed below.",
     notice_set_aside="Journal lines set aside as no valid usage events, and on no bill: {count}.",
     notice_open_days="Earlier days with usage that is on no closed bill: {days}.",
@@ -100,7 +100,7 @@ ENGLISH = Words(
     rows_left_out="The first {shown} of {rows} rows; the attached CSV has every line.",
     trend_bars="Tokens by day; this day is the last",
     title_statement="Statement of {month}",
-    subject_statement="Tallybook statement of {month}: {figures} tokens",
+    subject_statement="Tallybook statement of {month}: {figures}",
     summed_statement="The bills of {month} come to {amount} for {tokens} of {projects}. What is rounded away "
     "on one day is carried to the next, so the lines of the month sum to the price of its tokens.",
     cost="Bill",
@@ -230,7 +230,7 @@ CHINESE = Words(
     rows_left_out="共 {rows} 行，此处为前 {shown} 行；全部明细见所附表格文件。",
     trend_bars="每日 Token 用量（最后一天为当日）",
     title_statement="{month} 月结单",
-    subject_statement="Tallybook {month} 月结单：{figures} Token",
+    subject_statement="Tallybook {month} 月结单：{figures}",
     summed_statement="{month} 的账单合计 {amount}，{projects}共使用 {tokens}。当日舍去的零头结转至次日，"
     "因此全月明细之和等于全月 Token 的价格。",
     cost="账单金额",

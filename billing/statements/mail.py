@@ -33,7 +33,8 @@ def compose_statement(
     """Write the mail: what the month comes to, by department, project and model; CSV and PDF attached."""
     say = words(language)
     month, name = f"{told.month.first:%Y-%m}", f"statement-{told.month.first:%Y-%m}"
-    figures = say.between_figures.join(tile.value for tile in _tiles(told, say))
+    tokens = say.count(say.tokens, sum(part.quantity_tokens for part in told.parts))
+    figures = say.between_figures.join([_amount(told, told.amount_minor, say), tokens])
     subject = say.subject_statement.format(month=month, figures=figures)
     if told.simulated:
         subject = say.mark.format(state=say.simulated) + subject

@@ -11,8 +11,10 @@ from alembic.config import Config
 from sqlalchemy.engine import Connection, Engine
 
 from billing import chain
+from billing.alerts.tables import network_days, summed_days, usage_days
 from billing.audit import trace, verify
 from billing.bills import close_day
+from billing.day_sums import sum_days
 from billing.errors import BillingError
 from billing.events import content_sha256
 from billing.ingest import ingest
@@ -76,6 +78,8 @@ def closed_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
             ingest(ledger, folder / "journal", ZONE)
             if day:
                 close(ledger, day)
+        with writing(ledger) as connection:
+            sum_days(connection, DAY, DAY + timedelta(days=1))
         ledger.dispose()
         yield url
 
@@ -235,6 +239,19 @@ ALTERED: list[tuple[Callable[[Connection], None], str]] = [
     (alter(set_aside, set_aside_at=AFTER), "the line of 1.jsonl at byte 1"),
     (alter(set_aside), "the line of 1.jsonl at byte .* is missing"),
     (put_a_line_aside, "the line of 1.jsonl at byte 7"),
+    (alter(usage_days, requests=1), "2026-11-21, department retail: its sum of the day"),
+    (alter(usage_days, tokens=1), "2026-11-21, department retail: its sum of the day"),
+    (alter(usage_days, name="other"), "2026-11-21, department other: its sum of the day"),
+    (alter(usage_days, kind="team"), "2026-11-21, department retail: its sum of the day"),
+    (alter(usage_days, day=DAY + timedelta(days=9)), "usage_days has sums of 2026-11-30"),
+    (alter(usage_days), "2026-11-21, department retail: its sum of the day"),
+    (alter(network_days, requests=1), "2026-11-21, user user-0: its requests from 127.0.0.0/24"),
+    (alter(network_days, network="10.0.0.0/24"), "2026-11-21, user user-0: its requests from 10.0.0.0/24"),
+    (alter(network_days, user_id="bob"), "2026-11-21, user bob: its requests from 127.0.0.0/24"),
+    (alter(network_days), "2026-11-21, user user-0: its requests from 127.0.0.0/24"),
+    (alter(summed_days, batches=9), "2026-11-21 was summed up to batch 3"),
+    (alter(summed_days, last_batch_id=9), "2026-11-21 was summed up to batch 9"),
+    (alter(summed_days), "usage_days has sums of 2026-11-21, which was not summed"),
     (alter(audit_records, body="{}"), "audit record 1"),
     (alter(audit_records, kind="close"), "audit record 1"),
     (alter(audit_records), "audit record 1 is missing"),

@@ -182,7 +182,7 @@ def test_a_day_of_corrections_only_says_what_the_bill_is_for() -> None:
                 "models": (Part(("new-model", "2"), some(700, None, unrated_tokens=700)),),
             },
             "warning",
-            "700 tokens have no price and are not in the amount: new-model 2 (700).",
+            "700 tokens without a price, not in the amount: new-model 2 (700).",
             "700 个 Token 没有定价，未计入金额：new-model 2 (700)。",
         ),
     ],

@@ -69,9 +69,9 @@ def test_what_has_no_price_is_told_and_is_not_free(told: Statement) -> None:
     free = next(row for row in told.rows if not row.price_id)._replace(model="chat", model_version="7")
     gone = replace(told, rows=(free._replace(quantity_tokens=1_250),), corrections=())
     text = part(mail(gone), "text/plain")
-    assert "1,250 tokens have no price and are not in the amount: chat 7 (1,250)." in text
+    assert "1,250 tokens without a price, not in the amount: chat 7 (1,250)." in text
     priced_since = replace(gone, corrections=(free._replace(quantity_tokens=-1_250),))
-    assert "have no price" not in part(mail(priced_since), "text/plain")
+    assert "without a price" not in part(mail(priced_since), "text/plain")
     parts = (Part("retail", "search", 1_250, 1_250, 0), Part("retail", "chat", 10, 0, 0))
     shown = {
         line.split()[1]: line.split()[-1]
