@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date
+from hashlib import sha256
 from typing import Any
 
 import orjson
@@ -146,6 +148,36 @@ def prove_each_hour(connection: Connection, day: date) -> None:
             "closure_mismatch",
             f"{day}, user {row.user_id}, project {row.project}, {row.model} {row.model_version}: "
             f"its hour {row.hour:%Y-%m-%d %H:%M} UTC with status {row.status}, is not what its events are",
+        )
+
+
+def hours_sha256(connection: Connection, day: date, *, dropped: bool = False) -> str:
+    """A digest of a day's hours, less the events that are there; `dropped`: as if none were."""
+    sums = [usage_hours.c[name] for name in _SUMS]
+    rows = sa.select(*[usage_hours.c[name] for name in _KEY], *sums).where(usage_hours.c.day == day)
+    if not dropped:
+        there = _hourly_sums().where(usage_events.c.day == day, *_rolled_up(connection, day)).subquery()
+        less = sa.select(*[there.c[name] for name in _KEY], *[-there.c[name] for name in _SUMS])
+        both = rows.union_all(less).subquery()
+        key, left = [both.c[name] for name in _KEY], [whole(sa.func.sum(both.c[name])) for name in _SUMS]
+        rows = sa.select(*key, *left).group_by(*key).having(sa.or_(*[sum_ != 0 for sum_ in left]))
+    leaves = (
+        sha256(orjson.dumps(tuple(row))).digest()
+        for row in connection.execute(rows, execution_options={"yield_per": 1000})
+    )
+    return sha256(b"".join(sorted(leaves))).hexdigest()
+
+
+def prove_dropped_hours(connection: Connection, day: date, dropped: Mapping[str, Any]) -> None:
+    """Prove that a day's hours, less events that came since, are those that the chain has of its last drop.
+
+    Args:
+        dropped: the body of the chain's record of it.
+    Raises: ClosureError: they differ; named by the day.
+    """
+    if hours_sha256(connection, day) != dropped["hours_sha256"]:
+        raise ClosureError(
+            "closure_mismatch", f"{day}: its hours are not what they were when its events were dropped"
         )
 
 

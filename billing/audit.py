@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from billing import acts, chain
-from billing.aggregates import prove_each_hour
+from billing.aggregates import prove_dropped_hours, prove_each_hour
 from billing.aside import KEPT, TAKEN_OUT, prove_set_aside
 from billing.closure import prove
 from billing.costs.training_runs import prove_runs
@@ -108,7 +108,9 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
         progress(day)
         events += verify_events(connection, day)
         prove_each_hour(connection, day)
-    verify_ids(connection)
+    verify_ids(connection, dropped)
+    for body in {body["day"]: body for body in dropped.values()}.values():
+        prove_dropped_hours(connection, date.fromisoformat(body["day"]), body)
     verify_bill_days(connection, closed)
     prove_offsets(connection, retried)
     for day in closed:

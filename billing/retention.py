@@ -12,10 +12,10 @@ from psycopg.errors import LockNotAvailable
 from sqlalchemy.engine import Connection, Engine
 
 from billing import chain
-from billing.aggregates import prove_hours
+from billing.aggregates import hours_sha256, prove_dropped_hours, prove_each_hour, prove_hours
 from billing.errors import AuditError, LedgerError
 from billing.ledger import closed_days, lock_ledger, writing
-from billing.seals import batches_root, verify_events
+from billing.seals import batches_root, ids_sha256, verify_events
 from billing.store import partition_name
 from billing.tables import event_batches, usage_events
 
@@ -75,6 +75,15 @@ def verify_dropped(connection: Connection, acts: Mapping[str, Mapping[str, Any]]
             raise AuditError("retention_altered", f"the batches dropped for {act} are not those on record")
 
 
+def _last_drop(connection: Connection, day: date) -> Mapping[str, Any] | None:
+    """The body of the chain's last record of kind `retention` of this day."""
+    last = None
+    for _, kind, body in chain.records(connection):
+        if kind == "retention" and body["day"] == day.isoformat():
+            last = body
+    return last
+
+
 def _is_busy(error: sa.exc.OperationalError) -> bool:
     """Whether it is for want of a lock."""
     return isinstance(error.orig, LockNotAvailable) or "database is locked" in str(error.orig)
@@ -90,9 +99,19 @@ def _drop_day(connection: Connection, day: date, now: datetime) -> Dropped | Non
         return None
     prove_hours(connection, day)
     events = verify_events(connection, day)
+    prove_each_hour(connection, day)
+    if (last := _last_drop(connection, day)) is not None:
+        prove_dropped_hours(connection, day, last)
     connection.execute(event_batches.update().where(kept).values(dropped_at=now))
     root = batches_root(batches)
-    act = {"day": day.isoformat(), "dropped_at": now.isoformat(), "events": events, "events_root": root}
+    act = {
+        "day": day.isoformat(),
+        "dropped_at": now.isoformat(),
+        "events": events,
+        "events_root": root,
+        "ids_sha256": ids_sha256(connection, day),
+        "hours_sha256": hours_sha256(connection, day, dropped=True),
+    }
     chain.append(connection, "retention", act, now)
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_SECONDS}s'")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from hashlib import sha256
 from itertools import groupby
 from typing import Any
 
@@ -110,10 +111,21 @@ def verify_events(connection: Connection, day: date) -> int:
     return sum(batch["requests"] for batch in batches)
 
 
-def verify_ids(connection: Connection) -> None:
+def ids_sha256(connection: Connection, day: date) -> str:
+    """A digest of the ids of the events that are there of a day, batch by batch in their order."""
+    query = sa.select(usage_events.c.id).where(usage_events.c.day == day)
+    digest = sha256()
+    ordered = query.order_by(usage_events.c.batch_id, usage_events.c.id)
+    for event_id in connection.scalars(ordered, execution_options={"yield_per": _EVENTS_AT_ONCE}):
+        digest.update(event_id.encode() + b"\n")
+    return digest.hexdigest()
+
+
+def verify_ids(connection: Connection, drops: Mapping[str, Mapping[str, Any]]) -> None:
     """Check that the ids that are never billed again are those of the events that were stored.
 
-    Of each batch there are as many as it held events; those whose events were dropped have its root.
+    Of each batch there are as many as it held events; those whose events were dropped have its root, and are
+    those of the chain's record of it. `drops`: bodies of these records, by their `day` and `dropped_at`.
     Raises: AuditError: an id was put in, altered or removed; named by its batch (code event_altered).
     """
     batch, known = event_batches.c, event_ids.c
@@ -125,15 +137,34 @@ def verify_ids(connection: Connection) -> None:
     for number, found, stored in connection.execute(query.order_by(both.batch_id).limit(1)):
         raise AuditError("event_altered", f"batch {number} has ids of {found} events, but held {stored}")
     dropped = (
-        sa.select(batch.id, batch.events_root, known.content_sha256)
+        sa.select(
+            batch.id,
+            batch.events_root,
+            batch.day,
+            batch.dropped_at,
+            known.content_sha256,
+            known.id.label("event_id"),
+        )
         .join(event_ids, known.batch_id == batch.id)
         .where(batch.dropped_at.is_not(None))
         .order_by(batch.id, known.id)
     )
     rows = connection.execute(dropped, execution_options={"yield_per": _EVENTS_AT_ONCE})
-    for (number, root), group in groupby(rows, key=lambda row: (row.id, row.events_root)):
-        if merkle_root(row.content_sha256 for row in group) != root:
+    digests = {drop: sha256() for drop in drops}
+    for (number, root, day, at), group in groupby(
+        rows, key=lambda row: (row.id, row.events_root, row.day, row.dropped_at)
+    ):
+        leaves = []
+        for row in group:
+            leaves.append(row.content_sha256)
+            digests[f"{day} {at.isoformat()}"].update(row.event_id.encode() + b"\n")
+        if merkle_root(leaves) != root:
             raise AuditError("event_altered", f"batch {number} has other ids than its dropped events had")
+    for drop, body in drops.items():
+        if digests[drop].hexdigest() != body["ids_sha256"]:
+            raise AuditError(
+                "event_altered", f"other ids are kept than those of the events dropped for {drop}"
+            )
 
 
 def verify_bill_days(connection: Connection, closed: Container[date]) -> None:

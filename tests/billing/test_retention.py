@@ -128,6 +128,29 @@ def test_an_event_that_comes_late_for_a_dropped_day_is_billed_and_can_be_dropped
         verify(connection)
 
 
+@pytest.mark.parametrize(
+    ("altered", "named"),
+    [
+        (usage_hours.update().where(usage_hours.c.day == DAY).values(status=500), "2026-11-21: its hours"),
+        (usage_hours.update().where(usage_hours.c.day == DAY).values(hour=AFTER), "2026-11-21: its hours"),
+        (usage_hours.delete().where(usage_hours.c.day == DAY), "2026-11-21"),
+        (event_ids.update().where(event_ids.c.id == KEPT.id).values(id="0"), "events dropped for 2026-11-21"),
+        (event_ids.delete().where(event_ids.c.id == KEPT.id), "batch 1 has ids of 1 events"),
+    ],
+)
+def test_what_stays_of_dropped_events_can_not_be_altered(
+    closed: Engine, tmp_path: Path, altered: sa.Executable, named: str
+) -> None:
+    list(drop_events(closed, TOMORROW))
+    write_segment(tmp_path, [an_event()], name="late.jsonl")
+    ingest(closed, tmp_path, ZONE)
+    with writing(closed) as connection:
+        verify(connection)
+        connection.execute(altered)
+    with reading(closed) as connection, pytest.raises(BillingError, match=named):
+        verify(connection)
+
+
 def test_a_day_that_was_altered_is_not_dropped(closed: Engine) -> None:
     with writing(closed) as connection:
         connection.execute(usage_events.update().where(usage_events.c.id == KEPT.id).values(status=500))
