@@ -109,8 +109,9 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
         events += verify_events(connection, day)
         prove_each_hour(connection, day)
     verify_ids(connection, dropped)
-    for body in {body["day"]: body for body in dropped.values()}.values():
-        prove_dropped_hours(connection, date.fromisoformat(body["day"]), body)
+    last_drops = {date.fromisoformat(body["day"]): body for body in dropped.values()}
+    for day, body in last_drops.items():
+        prove_dropped_hours(connection, day, body)
     verify_bill_days(connection, closed)
     prove_offsets(connection, retried)
     for day in closed:
@@ -128,7 +129,7 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
     prove_months(connection)
     prove_wallets(connection)
     prove_runs(connection)
-    prove_day_sums(connection)
+    prove_day_sums(connection, last_drops)
     return Verified(count, len(closed), events, chain.head(connection))
 
 

@@ -29,6 +29,10 @@ def ingest(follow: bool) -> None:
     """Store the events and acts of the journal, and of Kafka if there is one, in the ledger, each once."""
     with told_errors():
         settings = BillingSettings()
+        if not follow and not settings.journal_dir.is_dir():
+            click.echo(
+                f"There is no folder {settings.journal_dir} (setting journal_dir): no journal.", err=True
+            )
         result = daily.follow_kafka(settings, _stopped()) if follow else daily.ingest(settings)
     click.echo(f"{result.stored:,} events stored, {result.duplicates:,} were there already.")
     if result.acts:

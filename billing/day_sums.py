@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from hashlib import sha256
 from ipaddress import ip_address, ip_network
 from typing import Any, Literal
 
 import numpy as np
+import orjson
 import sqlalchemy as sa
 from numpy.typing import NDArray
 from sqlalchemy.engine import Connection
@@ -77,12 +79,21 @@ def history(connection: Connection, kind: Kind, first: date, last: date) -> Hist
     return History(names, days, tokens)
 
 
-def prove_day_sums(connection: Connection) -> None:
+def networks_sha256(connection: Connection, day: date) -> str:
+    """A digest of the networks that are kept of a day."""
+    network = network_days.c
+    query = sa.select(network.user_id, network.network, network.requests).where(network.day == day)
+    return sha256(orjson.dumps(sorted(map(tuple, connection.execute(query))))).hexdigest()
+
+
+def prove_day_sums(connection: Connection, dropped: Mapping[date, Mapping[str, Any]]) -> None:
     """Prove the sums of every day: those of users, projects, departments and models by the hours, those of
     networks by the events.
 
-    A day that got events since it was summed is summed anew when it is looked at, and is left out. So are the
-    networks of a day whose events were dropped.
+    A day that got events since it was summed is summed anew when it is looked at, and is left out.
+
+    Args:
+        dropped: the body of the chain's last record of dropping events of a day, which has its networks.
     Raises: AuditError: a row was altered, removed or put in (code day_sums_altered), named by day.
     """
     there, kept = _marks(connection), _kept_marks(connection)
@@ -97,6 +108,9 @@ def prove_day_sums(connection: Connection) -> None:
             raise _altered(f"{day} was summed up to batch {mark[1]}, and has {now[0]} up to {now[1]}")
         if mark == now and day not in waiting:
             _prove_day(connection, day)
+    for day, body in sorted(dropped.items()):
+        if networks_sha256(connection, day) != body["networks_sha256"]:
+            raise _altered(f"{day}: its networks are not what they were when its events were dropped")
 
 
 def network_of(address: str) -> str:

@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection, Engine
 
 from billing import chain
 from billing.aggregates import hours_sha256, prove_dropped_hours, prove_each_hour, prove_hours
+from billing.day_sums import networks_sha256
 from billing.errors import AuditError, LedgerError
 from billing.ledger import closed_days, lock_ledger, writing
 from billing.seals import batches_root, ids_sha256, verify_events
@@ -110,6 +111,7 @@ def _drop_day(connection: Connection, day: date, now: datetime) -> Dropped | Non
         "events": events,
         "events_root": root,
         "ids_sha256": ids_sha256(connection, day),
+        "networks_sha256": networks_sha256(connection, day),
         "hours_sha256": hours_sha256(connection, day, dropped=True),
     }
     chain.append(connection, "retention", act, now)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,12 +16,13 @@ from tallybook.segments import SUFFIX
 from tallybook.usage import InvalidEventError, instant
 
 _FIRST_LINE_BYTES = 1 << 16
+_WRONG_CLOCK = timedelta(days=30)  # so long before its segment's last change no event was written
 
 
 class Unread(NamedTuple):
     """How many segments have unread bytes, how many, and the time of the oldest event among them.
 
-    What is no event is as old as its segment's last change.
+    What is no event is as old as its segment's last change, and so is an event of a clock that was wrong.
     """
 
     segments: int
@@ -54,6 +55,8 @@ def _since(segment: Path, offset: int) -> datetime:
         line = file.readline(_FIRST_LINE_BYTES)
         changed = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, timezone.utc)
     try:
-        return instant(orjson.loads(line)["time"])
+        time = instant(orjson.loads(line)["time"])
     except (orjson.JSONDecodeError, InvalidEventError, KeyError, TypeError):
         return changed
+    # Not simply the later of the two: a segment that is written to all the time would never be late.
+    return time if changed - time < _WRONG_CLOCK else changed

@@ -9,8 +9,10 @@ from sqlalchemy.engine import Engine
 import billing.ingest
 import billing.retention
 from billing.aggregates import rebuild_day
+from billing.alerts.tables import network_days
 from billing.audit import trace, verify
 from billing.bills import close_day
+from billing.day_sums import sum_days
 from billing.errors import AuditError, BillingError, LedgerError
 from billing.events import EventReader
 from billing.ingest import ingest, store_journal
@@ -135,12 +137,16 @@ def test_an_event_that_comes_late_for_a_dropped_day_is_billed_and_can_be_dropped
         (usage_hours.update().where(usage_hours.c.day == DAY).values(hour=AFTER), "2026-11-21: its hours"),
         (usage_hours.delete().where(usage_hours.c.day == DAY), "2026-11-21"),
         (event_ids.update().where(event_ids.c.id == KEPT.id).values(id="0"), "events dropped for 2026-11-21"),
+        (network_days.update().values(requests=9), "2026-11-21: its networks"),
+        (network_days.delete(), "2026-11-21: its networks"),
         (event_ids.delete().where(event_ids.c.id == KEPT.id), "batch 1 has ids of 1 events"),
     ],
 )
 def test_what_stays_of_dropped_events_can_not_be_altered(
     closed: Engine, tmp_path: Path, altered: sa.Executable, named: str
 ) -> None:
+    with writing(closed) as connection:
+        sum_days(connection, DAY, DAY)
     list(drop_events(closed, TOMORROW))
     write_segment(tmp_path, [an_event()], name="late.jsonl")
     ingest(closed, tmp_path, ZONE)

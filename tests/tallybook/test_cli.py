@@ -37,3 +37,12 @@ def test_an_error_is_told_in_one_line_with_its_code(
     assert told.exit_code == 1
     assert told.output.startswith(f"Error: {code}: ")
     assert told.output.count("\n") == 1
+
+
+def test_ingest_says_that_there_is_no_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TALLYBOOK_LEDGER_URL", f"sqlite:///{tmp_path}/ledger.db")
+    monkeypatch.setenv("TALLYBOOK_JOURNAL_DIR", str(tmp_path / "none"))
+    told = CliRunner().invoke(main, ["ingest"])
+    assert told.exit_code == 0
+    assert f"There is no folder {tmp_path / 'none'}" in told.stderr
+    assert told.stdout.startswith("0 events stored")

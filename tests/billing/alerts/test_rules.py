@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,15 @@ def test_events_that_wait_in_the_journal_are_told_until_they_are_read(
     assert later.level == 2
     ingest(sqlite_ledger, settings.journal_dir, ZONE)
     assert look(sqlite_ledger, settings, "journal_lag", NOON + timedelta(hours=4)) == []
+
+
+def test_an_event_of_a_clock_that_was_wrong_waits_since_its_segment_changed(
+    sqlite_ledger: Engine, settings: BillingSettings
+) -> None:
+    old = write_segment(settings.journal_dir, [an_event(time=datetime(1970, 1, 1, tzinfo=timezone.utc))])
+    os.utime(old, (NOON.timestamp(), NOON.timestamp()))
+    (told,) = look(sqlite_ledger, settings, "journal_lag", NOON + timedelta(minutes=91))
+    assert told.facts["minutes"] == 91
 
 
 @pytest.mark.parametrize(
