@@ -70,6 +70,10 @@ def test_what_has_no_price_is_told_and_is_not_free(told: Statement) -> None:
     gone = replace(told, rows=(free._replace(quantity_tokens=1_250),), corrections=())
     text = part(mail(gone), "text/plain")
     assert "1,250 tokens without a price, not in the amount: chat 7 (1,250)." in text
+    one = replace(told, rows=(free._replace(quantity_tokens=1),), corrections=())
+    assert "1 token without a price, not in the amount: chat 7 (1)." in part(mail(one), "text/plain")
+    single = mail(replace(told, parts=(Part("retail", "search", 1, 0, 0),)))
+    assert single["Subject"].endswith(", 1 token")
     priced_since = replace(gone, corrections=(free._replace(quantity_tokens=-1_250),))
     assert "without a price" not in part(mail(priced_since), "text/plain")
     parts = (Part("retail", "search", 1_250, 1_250, 0), Part("retail", "chat", 10, 0, 0))
