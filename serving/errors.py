@@ -306,7 +306,9 @@ def describe(error: BaseException) -> tuple[int, str, str]:
 
 
 def _sentence(message: str) -> str:
-    return message[:1].upper() + message[1:] + ("" if message.endswith((".", "!", "?")) else ".")
+    if message.split(" ", 1)[0].isalpha():  # else it is an id or a name, spelt so: grant-7d6ee06d1b72
+        message = message[:1].upper() + message[1:]
+    return message + ("" if message.endswith((".", "!", "?")) else ".")
 
 
 def render(code: str, message: str, request_id: str) -> bytes:

@@ -79,7 +79,9 @@ def test_who_may_decide(api: Api) -> None:
     assert own["subject"] == "search"
     assert code(post(api, f"requests/{own['id']}/approve", boss)) == (403, "own_grant")
     assert post(api, f"requests/{grant}/deny", boss).json["state"] == "denied"
-    assert code(post(api, f"requests/{grant}/approve", boss)) == (409, "grant_decided")
+    late = post(api, f"requests/{grant}/approve", boss)
+    assert code(late) == (409, "grant_decided")
+    assert late.json["error"]["message"] == f"{grant} is denied, not asked."  # the id as it is spelt
     assert code(post(api, "requests/grant-none/deny", boss)) == (404, "unknown_grant")
     listed = get(api, "/requests", anna)["requests"]
     assert [each["id"] for each in listed] == [grant]
