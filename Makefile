@@ -18,7 +18,7 @@ demo: $(SETUP) ## From training to the emailed bill, once, on this machine
 	$(BIN)/tallybook demo
 
 test: $(SETUP) ## Run the tests
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(SETUP) ## Check style and types
 	$(BIN)/ruff check .

@@ -14,6 +14,14 @@ from tests.savedmodels import export_tiny_model
 settings.register_profile("tallybook", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tallybook")
 
+# They start whole systems and mostly wait: begun last, one of them would keep a single core busy at the end.
+_FIRST = [Path(__file__).parent / name for name in ("dags", "training", "drills")]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first; the Makefile tells xdist to keep this order."""
+    items.sort(key=lambda item: not any(item.path.is_relative_to(folder) for folder in _FIRST))
+
 
 @pytest.fixture(scope="session")
 def model_versions(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -10,6 +10,7 @@ from serving.errors import ModelUnavailableError
 from serving.protos import model_server_config_pb2
 from serving.release.files import write_config, write_shares
 from serving.release.share import falls_to_canary
+from tallybook.files import write_whole
 from tests.apis import MODEL, StandIn, alter_card, export
 from tests.modelservers import wait_until
 
@@ -209,7 +210,9 @@ def test_a_broken_release_file_leaves_the_release_as_it_was(
     server.states = {1: "AVAILABLE", 2: "AVAILABLE"}
     release(models_dir, 0, stable=1)
     wait_until(lambda: catalog.choose(USER).label == "stable")
-    (models_dir / "models.config").write_text("model_config_list {")
+    write_whole(
+        models_dir / "models.config", b"model_config_list {"
+    )  # an empty file would be a release without labels
     wait_until(lambda: "going on with the release as it was" in caplog.text)
     assert catalog.choose(USER) == (catalog.current(), "stable")
     assert catalog.current().version == 1

@@ -3,7 +3,7 @@
     python -m tests.training.small_training FOLDER [STEP TO BE KILLED AFTER]
 
 trains with a checkpoint after every step, and writes the weights to FOLDER/weights.npz. Under TF_CONFIG it is
-one of several workers.
+one of several workers, which train as `TOGETHER` says.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,10 @@ from training.small_model import SmallClassifier, SmallConfig
 from training.trainer import Trained, train
 
 CONFIG = TrainingConfig(epochs=3, batch_size=16, learning_rate=2e-3)
+TOGETHER: dict[str, Any] = {
+    "config": replace(CONFIG, epochs=2),
+    "longest": 15,
+}  # each machine traces each length
 LABELS = 3
 
 
@@ -77,7 +82,7 @@ def main(folder: Path, kill_after: int) -> None:
     devices = find_devices()
     checkpoints = Killed(folder / "run", chief=devices.chief)
     checkpoints.left = kill_after
-    trained = run(small, devices, checkpoints)
+    trained = run(small, devices, checkpoints, **({} if devices.count == 1 else TOGETHER))
     if devices.chief:
         weights = {f"w{n}": value for n, value in enumerate(trained.weights)}
         epochs = np.array([e.validation_log_loss for e in trained.epochs])

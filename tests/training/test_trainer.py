@@ -16,7 +16,7 @@ import pytest
 import tensorflow as tf  # type: ignore[import-untyped]  # ships no types
 
 from tallybook.processes import free_port
-from tests.training.small_training import CONFIG, bert, run, small, texts
+from tests.training.small_training import CONFIG, TOGETHER, bert, run, small, texts
 from training.checkpoints import Checkpoints
 from training.classifier import Classifier
 from training.devices import describe, find_devices
@@ -182,14 +182,14 @@ def finish(workers: list[subprocess.Popen[bytes]], folder: Path) -> dict[str, np
         return dict(found)
 
 
-def test_two_machines_learn_what_one_does_also_when_one_was_killed(once: Trained, tmp_path: Path) -> None:
+def test_two_machines_learn_what_one_does_also_when_one_was_killed(tmp_path: Path) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     whole.mkdir()
     resumed.mkdir()
     learnt = finish(start_workers(whole), whole)
     losses = learnt["epochs"].tolist()
     assert losses[-1] < losses[0]
-    for loss, epoch in zip(losses, once.epochs, strict=True):
+    for loss, epoch in zip(losses, run(small, CPU, **TOGETHER).epochs, strict=True):
         assert loss == pytest.approx(epoch.validation_log_loss, rel=0.25)
 
     chief, other = start_workers(resumed, kill_chief_after=20)
