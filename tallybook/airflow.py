@@ -164,7 +164,7 @@ class EmbeddedAirflow:
         run = {"dag_run_id": run_id, "logical_date": None, "conf": dict(conf)}
         for attempt in range(1, TRIES + 1):
             try:
-                self._call("POST", f"/api/v2/dags/{dag_id}/dagRuns", run)
+                self.call("POST", f"/api/v2/dags/{dag_id}/dagRuns", run)
                 break
             except AirflowError as error:
                 if error.status == HTTPStatus.CONFLICT:  # an attempt that failed has made it after all
@@ -190,8 +190,8 @@ class EmbeddedAirflow:
         known: dict[str, str | None] = {}
         while True:
             self._processes.check()
-            state = str(self._call("GET", path)["state"])
-            for task in self._call("GET", f"{path}/taskInstances")["task_instances"]:
+            state = str(self.call("GET", path)["state"])
+            for task in self.call("GET", f"{path}/taskInstances")["task_instances"]:
                 if task["state"] != known.get(task["task_id"]):
                     known[task["task_id"]] = task["state"]
                     on_change(task["task_id"], task["state"])
@@ -203,7 +203,7 @@ class EmbeddedAirflow:
 
     def runs(self, dag_id: str) -> list[tuple[str, str, str]]:
         """The runs of a DAG, oldest first: id, how it was started (`run_type`), state."""
-        found = self._call("GET", f"/api/v2/dags/{dag_id}/dagRuns?order_by=run_after")["dag_runs"]
+        found = self.call("GET", f"/api/v2/dags/{dag_id}/dagRuns?order_by=run_after")["dag_runs"]
         return [(run["dag_run_id"], run["run_type"], run["state"]) for run in found]
 
     def errors(self, dag_id: str, run_id: str) -> list[str]:
@@ -216,25 +216,8 @@ class EmbeddedAirflow:
             found += [f"{task}: {_message(entry)}" for entry in entries if entry["level"] in ERRORS]
         return found
 
-    def _is_ready(self, dag_id: str) -> bool:
-        try:
-            health = self._call("GET", "/api/v2/monitor/health")
-        except (OSError, http.client.HTTPException):
-            return False  # the API server does not listen yet
-        if {health[part]["status"] for part in ("metadatabase", "scheduler", "dag_processor")} != {"healthy"}:
-            return False
-        if self._token is None:
-            self._token = str(self._call("GET", "/auth/token")["access_token"])
-        for broken in self._call("GET", "/api/v2/importErrors")["import_errors"]:
-            if self._is_news(broken["timestamp"]):
-                raise AirflowError(f"{broken['filename']} can't be imported:\n{broken['stack_trace']}")
-        dags = self._call("GET", f"/api/v2/dags?dag_id_pattern={dag_id}")["dags"]
-        return any(dag["dag_id"] == dag_id and self._is_news(dag["last_parsed_time"]) for dag in dags)
-
-    def _is_news(self, time: str) -> bool:
-        return datetime.fromisoformat(time.replace("Z", "+00:00")) >= self._started_at
-
-    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """What Airflow's REST API answers. Raises: AirflowError: it refuses; OSError: it can't be reached."""
         headers = {"Content-Type": "application/json"}
         if self._token is not None:
             headers["Authorization"] = f"Bearer {self._token}"
@@ -249,6 +232,24 @@ class EmbeddedAirflow:
             told = content.decode("utf-8", "replace")
             raise AirflowError(f"{method} {path}: {response.status} {told}", response.status)
         return json.loads(content)
+
+    def _is_ready(self, dag_id: str) -> bool:
+        try:
+            health = self.call("GET", "/api/v2/monitor/health")
+        except (OSError, http.client.HTTPException):
+            return False  # the API server does not listen yet
+        if {health[part]["status"] for part in ("metadatabase", "scheduler", "dag_processor")} != {"healthy"}:
+            return False
+        if self._token is None:
+            self._token = str(self.call("GET", "/auth/token")["access_token"])
+        for broken in self.call("GET", "/api/v2/importErrors")["import_errors"]:
+            if self._is_news(broken["timestamp"]):
+                raise AirflowError(f"{broken['filename']} can't be imported:\n{broken['stack_trace']}")
+        dags = self.call("GET", f"/api/v2/dags?dag_id_pattern={dag_id}")["dags"]
+        return any(dag["dag_id"] == dag_id and self._is_news(dag["last_parsed_time"]) for dag in dags)
+
+    def _is_news(self, time: str) -> bool:
+        return datetime.fromisoformat(time.replace("Z", "+00:00")) >= self._started_at
 
 
 def _message(entry: Mapping[str, Any]) -> str:

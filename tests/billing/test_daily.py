@@ -101,6 +101,19 @@ def test_a_day_that_is_refused_closes_no_other(settings: BillingSettings) -> Non
     assert state(settings) == {}
 
 
+def test_yesterday_is_complete_from_when_all_of_it_is_stored_until_it_is_closed(
+    settings: BillingSettings,
+) -> None:
+    yesterday = TODAY - timedelta(days=1)
+    noon = day_interval(yesterday, ZONE).start + timedelta(hours=12)
+    write_segment(settings.journal_dir, [an_event(time=noon)])
+    assert daily.complete_day(settings) is None
+    daily.ingest(settings)
+    assert daily.complete_day(settings) == yesterday
+    daily.close(settings, yesterday)
+    assert daily.complete_day(settings) is None
+
+
 def test_closing_tells_of_the_days_that_it_caught_up_with(settings: BillingSettings) -> None:
     missed, yesterday = TODAY - timedelta(days=3), TODAY - timedelta(days=1)
     use(settings, missed, yesterday)
