@@ -91,9 +91,8 @@ def _state(told: Statement, say: Words) -> str:
 
 def _notices(told: Statement, say: Words) -> list[str]:
     found = [say.notice_simulated] if told.simulated else []
-    unrated: dict[tuple[date, str, str], int] = defaultdict(
-        int
-    )  # by month: later bills take back what they price
+    # By month: later bills take back what they price.
+    unrated: dict[tuple[date, str, str], int] = defaultdict(int)
     for row in (*told.rows, *told.corrections):
         if row.price_id == UNRATED:
             unrated[row.usage_month, row.model, row.model_version] += row.quantity_tokens
