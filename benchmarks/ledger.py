@@ -20,10 +20,9 @@ from sqlalchemy.engine import Engine
 from benchmarks.model_server import Row, row
 from billing.aggregates import roll_up_now
 from billing.bulk import insert_rows
-from billing.events import EventReader
+from billing.events import LINE_COLUMNS, EventReader
 from billing.ingest import store_journal
 from billing.ledger import open_ledger, writing
-from billing.packing import EVENT_COLUMNS
 from billing.tables import usage_events
 from tallybook.segments import committed
 from tallybook.usage import UsageEvent
@@ -121,12 +120,12 @@ def _ingest(url: str, journal: Path, raw_name: str) -> Iterator[Row]:
 
 def _raw(ledger: Engine, journal: Path) -> float:
     """Insert the same rows, ready made, into a table of the same columns with a primary key; seconds."""
-    reader = EventReader(ZONE)
+    reader = EventReader(ZONE, for_copy=False)
     read = []
     for segment in sorted(journal.iterdir()):
         with segment.open("rb") as file:
             read += [reader.read(line) for line in file if not line.startswith(b'{"journal"')]
-    ready = [(*row.said, row.day.isoformat(), 1, row.hour, row.context_band) for row in read]
+    ready = [(*row.ready[:-2], row.day.isoformat(), 1, *row.ready[-2:]) for row in read]
     del read
     table = usage_events.to_metadata(sa.MetaData(), name="raw_events")
     table.dialect_options["postgresql"]["partition_by"] = None
@@ -136,7 +135,7 @@ def _raw(ledger: Engine, journal: Path) -> float:
         table.create(connection)
     started = time.perf_counter()
     with writing(ledger) as connection:
-        insert_rows(connection, table, EVENT_COLUMNS, ready)
+        insert_rows(connection, table, LINE_COLUMNS, ready)
     seconds = time.perf_counter() - started
     with writing(ledger) as connection:
         table.drop(connection)

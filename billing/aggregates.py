@@ -107,8 +107,7 @@ def prove_hours(connection: Connection, day: date, *, alone: bool = True) -> Non
     if events_are_dropped(connection, day):
         _prove_totals(connection, day)
         return
-    if alone:
-        _use_every_core(connection)
+    _use_cores(connection, every=alone)
     events = _one_side(usage_events, "events", day, *_rolled_up(connection, day))
     both = events.union_all(_one_side(usage_hours, "hours", day)).subquery()
     sums = [both.c[f"{kind}_{name}"] for kind in _SIDES for name in _SUMS]
@@ -181,14 +180,18 @@ def prove_dropped_hours(connection: Connection, day: date, dropped: Mapping[str,
         )
 
 
-def _use_every_core(connection: Connection) -> None:
-    """Let PostgreSQL sum in parallel until the transaction ends.
+def _use_cores(connection: Connection, *, every: bool) -> None:
+    """Let PostgreSQL sum on every core until the transaction ends, or on one.
 
-    Left alone it does not: it takes the groups for too many to be worth putting together.
+    Left alone it does either: it takes many groups for not worth putting together, and few for worth it.
     """
-    if connection.dialect.name == "postgresql":
+    if connection.dialect.name != "postgresql":
+        return
+    if every:
         connection.exec_driver_sql("SET LOCAL parallel_setup_cost = 0")
         connection.exec_driver_sql("SET LOCAL parallel_tuple_cost = 0")
+    else:
+        connection.exec_driver_sql("SET LOCAL max_parallel_workers_per_gather = 0")
 
 
 def _rolled_up(connection: Connection, day: date) -> list[sa.ColumnElement[bool]]:

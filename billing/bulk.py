@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.engine import Connection
+from sqlalchemy.engine import Connection, Engine
 
 from billing.csv_lines import csv_line
 
@@ -24,11 +24,16 @@ def insert_rows(
     """
     names = ", ".join(columns)
     cursor: Any = connection.connection.cursor()
-    if connection.dialect.name == "postgresql":
+    if by_copy(connection):
         copy_lines(connection, table.name, columns, b"\n".join([*map(csv_line, rows), b""]))
     else:
         marks = ", ".join("?" * len(columns))
         cursor.executemany(f"INSERT INTO {table.name} ({names}) VALUES ({marks})", rows)  # noqa: S608
+
+
+def by_copy(database: Connection | Engine) -> bool:
+    """Whether rows go in by COPY, and so are best made ready as lines."""
+    return database.dialect.name == "postgresql"
 
 
 def stream(connection: Connection, query: sa.Executable, *, ahead: bool = False) -> Iterator[tuple[Any, ...]]:

@@ -16,6 +16,11 @@ def csv_line(values: Sequence[Any]) -> bytes:
 
 def csv_value(value: Any) -> bytes:
     """One value of such a line."""
-    if isinstance(value, str):
-        return b'"%b"' % value.encode().replace(b"\\", b"\\\\").replace(b'"', b'\\"')
-    return orjson.dumps(value)
+    return csv_text(value).encode() if isinstance(value, str) else orjson.dumps(value)
+
+
+def csv_text(value: str) -> str:
+    """A text as such a value."""
+    if "\\" in value or '"' in value:
+        value = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{value}"'

@@ -26,7 +26,7 @@ from tallybook.usage import (
     is_trace_id,
 )
 
-# The columns of `usage_events` that hold what the event said, in the order of `EventRow.said`.
+# The columns of `usage_events` that hold what the event said, in the order in which it is hashed.
 SAID = (
     "id", "source", "time", "user_id", "project", "department", "operation", "model", "model_version",
     "model_label", "latency_class", "tokenizer_fingerprint", "prompt_tokens", "completion_tokens",
@@ -34,6 +34,10 @@ SAID = (
     "status", "prompt_sha256", "prompt_prefix", "extra", "reasoning_tokens", "delivered_tokens", "api_key_id",
     "trace_id", "prompt_encrypted",
 )  # fmt: skip
+LINE_COLUMNS = (*SAID, "day", "batch_id", "hour", "context_band")
+VALUE_COLUMNS = (*SAID, "hour", "context_band")  # the day and the batch are the same for all of a batch
+# Stands for the number of a batch. No text of an event holds it: control characters are refused or escaped.
+BATCH = b"\x01"
 # What the columns behind `extra` hold when the event does not say them. Such values are left out of the
 # digest from its end, so that an event has one digest, whichever columns the ledger has got since.
 _SINCE = SAID.index("extra") + 1
@@ -100,34 +104,45 @@ _decode = msgspec.json.Decoder(_Record).decode
 
 
 class EventRow(NamedTuple):
-    """An event, when and where it counts, and the digest of what it said.
+    """An event as its database takes it, the day on which it counts, and the digest of what it said.
 
-    `said` has the values of the columns in SAID; `time` in it and `hour` are RFC 3339 text in UTC to the
-    microsecond. `line` is the same as CSV, without an end: see `billing.bulk`.
+    `time` is RFC 3339 text in UTC to the microsecond. `ready` is either a line for COPY with its end, the
+    values of LINE_COLUMNS, with BATCH in the place of its batch's number; or the values of VALUE_COLUMNS.
     """
 
     id: str
+    time: str
     day: date
-    hour: str
-    context_band: int
     content_sha256: bytes
     tokens: tuple[int, int, int]  # prompt, cached and completion
-    said: tuple[Any, ...]
-    line: bytes
+    ready: Any
+
+
+class _When(NamedTuple):
+    """The billing day and hour of a moment, and what of a line for COPY is behind what was said."""
+
+    day: date
+    hour: str
+    first_band: bytes
+
+    def rest_of_line(self, band: int) -> bytes:
+        return self.first_band if band == 0 else b"%b%d\n" % (self.first_band[:-2], band)
 
 
 class EventReader:
     """Reads journal lines into rows, for one billing time zone; remembers the names and minutes it has seen.
 
-    What `UsageEvent.from_record` decides in 13 µs is decided here in 3 for an event that is written as ours
-    are; anything else is left to `from_record`, which is the rule.
+    `for_copy`: rows are made ready as lines, else as values. What `UsageEvent.from_record` decides in 13 µs
+    is decided here in 3 for an event that is written as ours are; anything else is left to `from_record`,
+    which is the rule.
     """
 
-    def __init__(self, zone: tzinfo) -> None:
+    def __init__(self, zone: tzinfo, *, for_copy: bool) -> None:
         self._zone = zone
+        self._for_copy = for_copy
         self._names: set[str] = {_NO_LABEL}
         self._texts: set[str] = {_NO_LABEL}
-        self._minutes: dict[str, tuple[date, str]] = {}
+        self._minutes: dict[str, _When] = {}
 
     def read(self, raw: bytes) -> EventRow:
         """The row of a line. Raises: InvalidEventError: it is not a usage event."""
@@ -136,16 +151,21 @@ class EventReader:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             said = None
         if said is not None:
-            day, hour = self._minutes[said[2][:16]]
+            when = self._minutes[said[2][:16]]
         else:
             event, said = _by_the_rule(raw)
-            day, hour = self._when(event.time)
+            when = self._when(event.time)
         told, end = _told(said)
-        line = told[1:-1] + _REST_OF_LINE[end] if b"\\" not in told else _escaped_line(said)
         prompt = said[_PROMPT]
         band = 0 if prompt < _SECOND_BAND else context_band(prompt)
+        ready: Any
+        if self._for_copy:
+            start = told[1:-1] + _REST_OF_LINE[end] if b"\\" not in told else _escaped_line(said)
+            ready = start + when.rest_of_line(band)
+        else:
+            ready = (*_stored(said), when.hour, band)
         tokens = (prompt, said[_CACHED], said[_COMPLETION])
-        return EventRow(said[0], day, hour, band, leaf_hash(told), tokens, said, line)
+        return EventRow(said[0], said[2], when.day, leaf_hash(told), tokens, ready)
 
     def _plain(self, record: _Record) -> tuple[Any, ...] | None:
         """What an event said that needs no second look, or None."""
@@ -208,11 +228,12 @@ class EventReader:
         self._minutes[text] = found
         return True
 
-    def _when(self, time: datetime) -> tuple[date, str]:
+    def _when(self, time: datetime) -> _When:
         try:
-            return billing_day(time, self._zone), _text_of(billing_hour(time, self._zone))
+            day, hour = billing_day(time, self._zone), _text_of(billing_hour(time, self._zone))
         except OverflowError:
             raise InvalidEventError("invalid_time", "time is on a day that the calendar cuts off") from None
+        return _When(day, hour, b',"%b",%b,"%b",0\n' % (day.isoformat().encode(), BATCH, hour.encode()))
 
 
 def content_sha256(row: Mapping[Any, Any]) -> bytes:
@@ -262,9 +283,17 @@ def _told(said: Sequence[Any]) -> tuple[bytes, int]:
     Its hash is the event's digest and its leaf in the Merkle trees.
     """
     end = len(said)
+    if said[_SINCE:] == _UNSAID:  # as mostly
+        end = _SINCE
     while end > _SINCE and said[end - 1] == _UNSAID[end - 1 - _SINCE]:
         end -= 1
     return orjson.dumps(said[:end]), end
+
+
+def _stored(said: tuple[Any, ...]) -> tuple[Any, ...]:
+    """What was said, as the columns take it: the prefix of a prompt in bytes."""
+    prefix = said[_PREFIX]
+    return said if prefix is None else (*said[:_PREFIX], prefix.encode(), *said[_PREFIX + 1 :])
 
 
 def _escaped_line(said: Sequence[Any]) -> bytes:

@@ -9,7 +9,6 @@ import sqlalchemy as sa
 
 from billing.aggregates import rebuild_day
 from billing.command import A_DAY, DAY, ledger_transaction, told_errors
-from billing.events import EventReader
 from billing.ledger import lock_ledger, open_ledger
 from billing.retention import drop_events
 from billing.settings import BillingSettings
@@ -41,7 +40,7 @@ def retry() -> None:
     with told_errors():
         settings = BillingSettings()
         ledger = open_ledger(settings.ledger_url, settings.time_zone)
-        result = retry_set_aside(ledger, EventReader(settings.zone))
+        result = retry_set_aside(ledger, settings.zone)
     click.echo(f"{result.stored:,} events stored, {result.duplicates:,} were there already.")
 
 

@@ -10,12 +10,13 @@ from sqlalchemy.engine import Engine
 
 from billing.aggregates import roll_up_now
 from billing.aside import NotAloneError
+from billing.bulk import by_copy
 from billing.errors import LedgerError
 from billing.ledger import writing
 from billing.offsets import move_offset, offset_of
 from billing.parsing import Poison
 from billing.reading import Chunk, Parser, parser
-from billing.store import IngestResult, enter, prepare_days, put_aside, store, store_packed
+from billing.store import IngestResult, enter, prepare_days, put_aside, store_each, store_new
 from tallybook.segments import SUFFIX, DamagedSegmentError
 
 
@@ -41,7 +42,7 @@ def store_journal(ledger: Engine, journal_dir: Path, zone: tzinfo) -> tuple[Inge
     damaged = []
     segments = sorted(journal_dir.glob(f"*{SUFFIX}"))
     waiting = sum(max(segment.stat().st_size - offset_of(ledger, segment.name), 0) for segment in segments)
-    with parser(zone, waiting, for_copy=ledger.dialect.name == "postgresql") as reading:
+    with parser(zone, waiting, for_copy=by_copy(ledger)) as reading:
         for segment in segments:
             try:
                 _store_segment(ledger, segment, reading, result)
@@ -92,10 +93,10 @@ def _store_chunk(
         if not move_offset(connection, segment.name, offset, chunk.next_offset):
             return False
         if packed is not None:
-            found = store_packed(connection, segment.name, offset, packed, parsed)
+            found = store_new(connection, segment.name, offset, packed, parsed)
         if found is None:
             parsed = reading.again(segment, offset, chunk)
-            found = store(connection, segment.name, offset, parsed, repeated=packed is not None)
+            found = store_each(connection, segment.name, offset, parsed)
         if chunk.torn is not None:
             torn = Poison(chunk.torn, "torn_line", "the writer died before it finished this line")
             put_aside(connection, segment.name, [torn], found)

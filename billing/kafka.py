@@ -21,6 +21,7 @@ from sqlalchemy.engine import Engine
 
 from billing.aggregates import roll_up_now
 from billing.aside import NotAloneError
+from billing.bulk import by_copy
 from billing.errors import SourceError
 from billing.events import EventReader
 from billing.ledger import lock_ledger, writing
@@ -148,7 +149,7 @@ class _Reader:
     def __init__(self, ledger: Engine, topic: Topic, zone: tzinfo) -> None:
         self._ledger = ledger
         self._topic = topic
-        self._events = EventReader(zone)
+        self._events = EventReader(zone, for_copy=by_copy(ledger))
         self._waiting = False  # something was stored that was not rolled up
         self.reached: dict[int, int] = {}
         self.result = IngestResult()

@@ -10,7 +10,7 @@ from typing import Any
 import orjson
 from sqlalchemy.engine import Connection
 
-from billing.bulk import copy_lines, insert_rows
+from billing.bulk import by_copy, copy_lines, insert_rows
 from billing.csv_lines import csv_line
 from billing.lines import COLUMNS
 from billing.merkle import leaf_hash
@@ -33,7 +33,7 @@ class LineWriter:
         """Take rows; those that were added before must have been written."""
         told = [orjson.dumps(row) for row in rows]
         self.leaves += map(leaf_hash, told)
-        if self._connection.dialect.name == "postgresql":
+        if by_copy(self._connection):
             rows_told = zip(told, rows, strict=True)
             lines = [line[1:-1] if b"\\" not in line else csv_line(row) for line, row in rows_told]
             self._waiting = b"\n".join([*lines, b""])

@@ -50,8 +50,8 @@ def parse(lines: Iterable[Line], reader: EventReader, now: datetime | None = Non
         except InvalidEventError as error:
             _parse_other(line, error, horizon, parsed)
             continue
-        if row.said[2] > horizon:
-            parsed.poison.append(_ahead(line, row.said[2]))
+        if row.time > horizon:
+            parsed.poison.append(_ahead(line, row.time))
         else:
             rows.append((line, row))
     return parsed

@@ -16,7 +16,7 @@ from typing import IO, Any, NamedTuple, Protocol, cast
 from zoneinfo import ZoneInfo
 
 from billing.events import EventReader
-from billing.packing import DayPack, Packed, pack
+from billing.packing import DayPack, Packed, pack_if_each_once
 from billing.parsing import Parsed, Poison, parse, read_act
 from tallybook.segments import DamagedSegmentError, Line, read_segment, reread_segment
 
@@ -80,7 +80,7 @@ def parser(zone: tzinfo, waiting_bytes: int, *, for_copy: bool) -> Iterator[Pars
 
 class _Here:
     def __init__(self, zone: tzinfo, *, for_copy: bool) -> None:
-        self._reader = EventReader(zone)
+        self._reader = EventReader(zone, for_copy=for_copy)
         self._for_copy = for_copy
         self._asked = (Path(), 0)
 
@@ -92,9 +92,7 @@ class _Here:
         extract = read_segment(segment, offset, CHUNK_BYTES)
         now = datetime.now(timezone.utc)
         parsed = parse(extract.lines, self._reader, now)
-        packed = None
-        if len({row.id for _, row in parsed.rows}) == len(parsed.rows):
-            packed = pack([row for _, row in parsed.rows], for_copy=self._for_copy)
+        packed = pack_if_each_once([row for _, row in parsed.rows], for_copy=self._for_copy)
         return Chunk(parsed, packed, extract.torn, extract.next_offset, now)
 
     def again(self, segment: Path, offset: int, chunk: Chunk) -> Parsed:

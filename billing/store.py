@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta
+from datetime import date, datetime, timedelta, tzinfo
 from sqlite3 import IntegrityError
 from typing import Any, NamedTuple
 
@@ -16,10 +16,10 @@ from sqlalchemy.engine import Connection, Engine
 from billing import acts
 from billing.aggregates import roll_up_now
 from billing.aside import keep_aside, take_out
-from billing.bulk import copy_lines, insert_rows
-from billing.events import EventReader, EventRow
+from billing.bulk import by_copy, copy_lines, insert_rows
+from billing.events import LINE_COLUMNS, VALUE_COLUMNS, EventReader, EventRow
 from billing.ledger import closed_days, lock_ledger, share_ledger, writing
-from billing.packing import EVENT_COLUMNS, VALUE_COLUMNS, Packed, pack
+from billing.packing import Packed, pack, pack_if_each_once
 from billing.parsing import Parsed, Poison, parse
 from billing.tables import event_batches, event_ids, set_aside
 from tallybook.acts import Act
@@ -91,46 +91,46 @@ def enter(connection: Connection, parsed: Parsed, *, alone: bool = False) -> Non
     (lock_ledger if alone or parsed.acts or parsed.poison else share_ledger)(connection)
 
 
-def store(
-    connection: Connection, segment: str, offset: int, parsed: Parsed, *, repeated: bool = False
-) -> IngestResult:
+def store(connection: Connection, segment: str, offset: int, parsed: Parsed) -> IngestResult:
     """Store what is new, in the caller's transaction; set aside what can't be stored, with its reason.
 
     Of the same id the first content stands; another content is set aside. `enter` comes first, and the days'
     partitions must be there (`prepare_days`). `segment` and `offset` say where the lines came from.
-    `repeated`: some of it is known to be there already.
     Raises: NotAloneError: something is to be set aside, and `enter` was not asked to have the ledger alone.
     """
-    for_copy = connection.dialect.name == "postgresql"
-    first = {row.id: row for _, row in reversed(parsed.rows)}
-    packed = pack(first.values(), for_copy=for_copy)
-    new = set(first)
-    batch_of = None if repeated else _claim_all(connection, packed)
-    if batch_of is None:  # seldom
-        batch_of = _batch_ids(connection, packed)
-        new = _claim_new(connection, pack(first.values(), for_copy=False).claims(batch_of))
-        packed = pack([row for row in first.values() if row.id in new], for_copy=for_copy)
-    _write(connection, packed, batch_of, segment, offset)
-    result, poison = IngestResult(stored=len(new)), list(parsed.poison)
-    if len(new) < len(parsed.rows):
-        _judge_repeated(connection, parsed.rows, new, result, poison)
-    _store_others(connection, segment, parsed.acts, poison, result)
-    return result
+    packed = pack_if_each_once([row for _, row in parsed.rows], for_copy=by_copy(connection))
+    found = None if packed is None else store_new(connection, segment, offset, packed, parsed)
+    return found or store_each(connection, segment, offset, parsed)
 
 
-def store_packed(
+def store_new(
     connection: Connection, segment: str, offset: int, packed: Packed, others: Parsed
 ) -> IngestResult | None:
-    """The same for events that were packed before, if every one is new; else None, and nothing was done.
+    """`store` for events that are all new, as nearly always; None: one was known, and nothing was done.
 
     `others`: what was found beside them.
     """
-    batch_of = _claim_all(connection, packed)
-    if batch_of is None:
+    batch_of = _batch_ids(connection, packed.all_days)
+    if not _claim_all(connection, packed, batch_of):
         return None
     _write(connection, packed, batch_of, segment, offset)
     result = IngestResult(stored=packed.requests)
     _store_others(connection, segment, others.acts, others.poison, result)
+    return result
+
+
+def store_each(connection: Connection, segment: str, offset: int, parsed: Parsed) -> IngestResult:
+    """`store` for events of which some are known: each is asked for and judged."""
+    first = {row.id: row for _, row in reversed(parsed.rows)}
+    batch_of = _batch_ids(connection, parsed.days)
+    new = _claim_new(
+        connection, [(row.id, batch_of[row.day], row.content_sha256) for _, row in sorted(first.items())]
+    )
+    packed = pack([row for row in first.values() if row.id in new], for_copy=by_copy(connection))
+    _write(connection, packed, batch_of, segment, offset)
+    result, poison = IngestResult(stored=len(new)), list(parsed.poison)
+    _judge_repeated(connection, parsed.rows, new, result, poison)
+    _store_others(connection, segment, parsed.acts, poison, result)
     return result
 
 
@@ -189,14 +189,14 @@ def put_aside(connection: Connection, segment: str, poison: Sequence[Poison], re
         result.set_aside[code] = result.set_aside.get(code, 0) + 1
 
 
-def retry_set_aside(ledger: Engine, reader: EventReader, now: datetime | None = None) -> IngestResult:
+def retry_set_aside(ledger: Engine, zone: tzinfo, now: datetime | None = None) -> IngestResult:
     """Read again what was set aside, and store what can be stored now; the rest stays where it is.
 
     For lines whose time was ahead, or whose type an older version did not know.
     """
     with ledger.connect() as connection:
         kept = connection.execute(sa.select(set_aside).where(set_aside.c.code.not_in(_FINAL))).all()
-    result = IngestResult()
+    reader, result = EventReader(zone, for_copy=by_copy(ledger)), IngestResult()
     for row in kept:
         parsed = parse([Line(row.offset_bytes, row.raw)], reader, now)
         if parsed.poison:
@@ -210,9 +210,8 @@ def retry_set_aside(ledger: Engine, reader: EventReader, now: datetime | None = 
     return result
 
 
-def _batch_ids(connection: Connection, packed: Packed) -> dict[date, int]:
+def _batch_ids(connection: Connection, days: Collection[date]) -> dict[date, int]:
     """A number for the batch of each day."""
-    days = packed.all_days
     if connection.dialect.name == "postgresql":
         query = sa.text("SELECT nextval('event_batches_id_seq') FROM generate_series(1, :count)")
         return dict(zip(days, connection.scalars(query, {"count": len(days)}), strict=True))
@@ -220,20 +219,19 @@ def _batch_ids(connection: Connection, packed: Packed) -> dict[date, int]:
     return {day: last + number for number, day in enumerate(days, 1)}
 
 
-def _claim_all(connection: Connection, packed: Packed) -> dict[date, int] | None:
-    """Insert the ids; the batch of each day. None if any was stored before, and nothing is inserted."""
-    batch_of = _batch_ids(connection, packed)
+def _claim_all(connection: Connection, packed: Packed, batch_of: Mapping[date, int]) -> bool:
+    """Insert the ids; false if any was stored before, and nothing is inserted."""
     if not batch_of:
-        return batch_of
+        return True
     try:
         with connection.begin_nested():
-            if connection.dialect.name == "postgresql":
+            if by_copy(connection):
                 copy_lines(connection, event_ids.name, _CLAIM, packed.claim_lines(batch_of))
             else:
                 insert_rows(connection, event_ids, _CLAIM, packed.claims(batch_of))
     except (UniqueViolation, IntegrityError):  # COPY knows no ON CONFLICT
-        return None
-    return batch_of
+        return False
+    return True
 
 
 def _claim_new(connection: Connection, claims: Sequence[tuple[str, int, bytes]]) -> set[str]:
@@ -280,8 +278,8 @@ def _write(
     closed = closed_days(connection, packed.all_days)
     for each in packed.days:
         batch_id = batch_of[each.day]
-        if connection.dialect.name == "postgresql":
-            copy_lines(connection, partition_name(each.day), EVENT_COLUMNS, each.lines(batch_id))
+        if by_copy(connection):
+            copy_lines(connection, partition_name(each.day), LINE_COLUMNS, each.lines(batch_id))
         else:
             cursor: Any = connection.connection.cursor()
             cursor.executemany(_INSERT_EVENTS.format(day=each.day.isoformat(), batch_id=batch_id), each.rows)

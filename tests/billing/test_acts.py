@@ -14,7 +14,6 @@ from billing.acts import find, recent
 from billing.audit import verify
 from billing.audit_cli import audit
 from billing.errors import AuditError
-from billing.events import EventReader
 from billing.ingest import ingest
 from billing.ledger import open_ledger, reading, writing
 from billing.store import retry_set_aside
@@ -81,7 +80,7 @@ def test_what_is_no_act_is_set_aside_with_its_reason(ledger: Engine, tmp_path: P
     ingest(ledger, tmp_path, ZONE)
     assert codes(ledger) == ["invalid_text", "unknown_type", "future_time", "not_json"]
     assert chained(ledger) == []
-    later = retry_set_aside(ledger, EventReader(ZONE), NOW + timedelta(days=1, minutes=1))
+    later = retry_set_aside(ledger, ZONE, NOW + timedelta(days=1, minutes=1))
     assert (later.acts, chained(ledger)) == (1, [ahead.id])
     assert codes(ledger) == ["invalid_text", "unknown_type", "not_json"]
     with reading(ledger) as connection:

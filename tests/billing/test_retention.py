@@ -14,7 +14,6 @@ from billing.audit import trace, verify
 from billing.bills import close_day
 from billing.day_sums import sum_days
 from billing.errors import AuditError, BillingError, LedgerError
-from billing.events import EventReader
 from billing.ingest import ingest, store_journal
 from billing.ledger import open_ledger, reading, writing
 from billing.prices.book import sync_prices
@@ -178,9 +177,9 @@ def test_what_needs_the_rows_says_that_they_were_dropped(closed: Engine) -> None
 def test_a_line_that_was_set_aside_is_stored_once_it_can_be(ledger: Engine, tmp_path: Path) -> None:
     write_segment(tmp_path, [an_event(time=NOON + timedelta(days=400)), b"{"])
     assert ingest(ledger, tmp_path, ZONE).set_aside == {"future_time": 1, "not_json": 1}
-    again = retry_set_aside(ledger, EventReader(ZONE), now=AFTER + timedelta(days=401))
+    again = retry_set_aside(ledger, ZONE, now=AFTER + timedelta(days=401))
     assert (again.stored, again.set_aside) == (1, {})
-    assert retry_set_aside(ledger, EventReader(ZONE)).read == 0
+    assert retry_set_aside(ledger, ZONE).read == 0
     with reading(ledger) as connection:
         assert list(connection.scalars(sa.select(set_aside.c.code))) == ["not_json"]
 

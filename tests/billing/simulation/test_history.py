@@ -73,7 +73,7 @@ def test_every_line_is_an_event_of_its_day_that_says_that_it_is_simulated(zone: 
 
 
 def test_the_fast_reader_takes_every_line_as_it_is_written() -> None:
-    reader = EventReader(ZONE)
+    reader = EventReader(ZONE, for_copy=True)
     for line in day_lines(WEEK, 3, ZONE):
         said = UsageEvent.from_record(json.loads(line))
         assert reader.read(line).tokens == (said.prompt_tokens, said.cached_tokens, said.completion_tokens)
