@@ -65,7 +65,7 @@ def read_segment(segment: Path, offset: int, about_bytes: int = 1 << 20) -> Extr
         data = b""
         while True:
             chunk = file.read(about_bytes)
-            data += chunk
+            data = data + chunk if data else chunk
             at_end = len(chunk) < about_bytes
             extract = believed_lines(data, offset, to_the_end=gone and at_end)
             # A batch may be longer than what was asked for: go on until its marker.
