@@ -41,6 +41,7 @@ from billing.tables import (
     event_batches,
     event_ids,
     usage_events,
+    usage_hours,
 )
 from billing.wallets import prove_wallets
 
@@ -104,7 +105,7 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
         raise AuditError("day_altered", f"{odd} {wrong}")
     _prove_facts(connection, sealed)
     events = 0
-    for day in sorted(set(connection.scalars(sa.select(event_batches.c.day).distinct()))):
+    for day in _used_days(connection):
         progress(day)
         events += verify_events(connection, day)
         prove_each_hour(connection, day)
@@ -120,7 +121,7 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
         row, told = closed[day], sealed[day.isoformat()]
         found = asdict(seal(connection, day)) | {
             "early": row.early,
-            "closed_at": row.closed_at.astimezone(timezone.utc).isoformat(),
+            "closed_at": row.closed_at and row.closed_at.astimezone(timezone.utc).isoformat(),
             "closed_with": row.closed_with and row.closed_with.isoformat(),
         }
         for name, value in found.items():
@@ -131,6 +132,13 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
     prove_runs(connection)
     prove_day_sums(connection, last_drops)
     return Verified(count, len(closed), events, chain.head(connection))
+
+
+def _used_days(connection: Connection) -> list[date]:
+    """Every day that has batches, events or hours: of what was put in, perhaps only one of these."""
+    tables = (event_batches, usage_events, usage_hours)
+    days = sa.union(*[sa.select(table.c.day) for table in tables])
+    return sorted(connection.scalars(days))
 
 
 def _prove_facts(connection: Connection, sealed: Mapping[str, Mapping[str, Any]]) -> None:

@@ -139,6 +139,22 @@ def put_in(connection: Connection) -> None:
     connection.execute(usage_events.insert().values(dict(row) | {"id": "forged", "prompt_tokens": 0}))
 
 
+def put_in_a_day_of_its_own(connection: Connection) -> None:
+    """Copy an event to a day that has no batch."""
+    day = DAY + timedelta(days=9)
+    if connection.dialect.name == "postgresql":
+        bounds = f"FROM ('{day}') TO ('{day + timedelta(days=1)}')"
+        connection.exec_driver_sql(f"CREATE TABLE forged PARTITION OF usage_events FOR VALUES {bounds}")
+    row = connection.execute(sa.select(usage_events).where(usage_events.c.id == "000-000")).mappings().one()
+    connection.execute(usage_events.insert().values(dict(row) | {"id": "forged", "day": day}))
+
+
+def put_in_hours_of_a_day_of_their_own(connection: Connection) -> None:
+    """Copy an hour to a day that has no batch."""
+    row = connection.execute(sa.select(usage_hours).limit(1)).mappings().one()
+    connection.execute(usage_hours.insert().values(dict(row) | {"day": DAY + timedelta(days=9)}))
+
+
 def put_in_an_offset(connection: Connection) -> None:
     """Say that a segment was read."""
     connection.execute(journal_offsets.insert().values(segment="other.jsonl", offset_bytes=7))
@@ -175,6 +191,8 @@ ALTERED: list[tuple[Callable[[Connection], None], str]] = [
     (alter(usage_events, context_band=32_769), "user user-0"),
     (alter(usage_events), "event 000-000 is missing"),
     (put_in, "event forged"),
+    (put_in_a_day_of_its_own, "event forged of 2026-11-30"),
+    (put_in_hours_of_a_day_of_their_own, "2026-11-30, user user-"),
     (forge_consistently, "batch 1 of 2026-11-21"),
     (forge_with_its_batch, "2026-11-21: events_root"),
     (alter(event_ids, content_sha256=b"0"), "event 000-000"),
@@ -212,6 +230,7 @@ ALTERED: list[tuple[Callable[[Connection], None], str]] = [
     (alter(bill_days, state="draft"), "2026-11-21 was sealed"),
     (alter(bill_days, early=True), "2026-11-21: early"),
     (alter(bill_days, closed_at=AFTER + timedelta(days=9)), "2026-11-21: closed_at"),
+    (alter(bill_days, closed_at=None), "2026-11-21: closed_at"),
     (alter(bill_days, closed_with=DAY + timedelta(days=1)), "2026-11-21: closed_with"),
     (alter(prices, effective_from=DAY), "of prices is not what"),
     (alter(prices, imported_at=AFTER), "of prices is not what"),

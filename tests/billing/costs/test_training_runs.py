@@ -108,6 +108,7 @@ def test_an_id_with_other_content_is_told_and_the_first_stays(ledger: Engine, tm
     [
         training_runs.update().values(pool_price_per_hour="0.01"),
         training_runs.update().values(wall_seconds="40.302"),
+        training_runs.update().values(wall_seconds="forty"),
         training_runs.update().values(time=datetime(2026, 1, 1, tzinfo=timezone.utc)),
         training_runs.update().values(content_sha256=b"1", model="other"),
         training_runs.update().values(content_sha256=b"1"),
