@@ -6,18 +6,22 @@ from datetime import date
 from pathlib import Path
 from urllib.parse import quote
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+from billing.bills import close_day
 from billing.daily import deliver_mails
 from billing.errors import DayError
 from billing.exports.closed_bills import month_of, open_days, told_days
-from billing.ledger import open_ledger, reading, writing
+from billing.ledger import closed_days, lock_ledger, open_ledger, reading, writing
 from billing.mail.outbox import enqueue, is_enqueued
+from billing.prices.book import kept_tariff
 from billing.selection import Selection
 from billing.settings import BillingSettings
 from billing.statements.mail import compose_statement, statement_pdf
 from billing.statements.statement import Statement, statement
 from billing.statements.text import as_csv, as_text
+from billing.tables import bill_lines
 from tallybook.calendar import month_start
 from tallybook.files import write_whole
 
@@ -34,10 +38,13 @@ def days_to_close(settings: BillingSettings, month: date) -> list[date]:
 def write_statements(settings: BillingSettings, month: date) -> Path:
     """Write the month's statement, and that of each department, as text, CSV and PDF; the folder they are in.
 
+    Days of the month that nobody used are closed first: what comes late for one of them is on a later bill.
     Raises: DayError: a day of the month is open (code month_open). ExportError: no bills (no_bills).
     """
     folder = settings.reports_dir / f"{month:%Y-%m}"
-    with reading(_ledger(settings)) as connection:
+    ledger = _ledger(settings)
+    _close_unused(settings, ledger, month)
+    with reading(ledger) as connection:
         whole = _final(settings, connection, month, Selection())
         departments = sorted({part.department for part in whole.parts})
         _write(folder / "statement", whole, settings)
@@ -53,6 +60,7 @@ def mail_statement(settings: BillingSettings, month: date) -> list[str]:
     Raises: as `write_statements`, and MailError (code mail_not_delivered).
     """
     ledger = _ledger(settings)
+    _close_unused(settings, ledger, month)
     mail_id = f"monthly-{month:%Y-%m}-{settings.mail_language}"
     with reading(ledger) as connection:
         there = is_enqueued(connection, mail_id)
@@ -69,6 +77,23 @@ def mail_statement(settings: BillingSettings, month: date) -> list[str]:
         with writing(ledger) as connection:
             enqueue(connection, mail_id, month_start(month), message)
     return deliver_mails(settings, [mail_id]) or [f"{mail_id}: mailed before"]
+
+
+def _close_unused(settings: BillingSettings, ledger: Engine, month: date) -> None:
+    """Close the days of a month that nobody used, if it has bills and nothing of it is to be billed.
+
+    Without it, an event that came late for such a day would make a bill of this month when its statement is
+    out.
+    """
+    wanted = month_of(month, settings.zone)
+    with writing(ledger) as connection:
+        lock_ledger(connection)
+        billed = sa.exists().where(bill_lines.c.day.between(wanted.first, wanted.last))
+        if not connection.scalar(sa.select(billed)) or open_days(connection, wanted, settings.zone):
+            return
+        tariff = kept_tariff(connection)
+        for day in sorted(set(wanted.days) - closed_days(connection, wanted.days)):
+            close_day(connection, day, tariff, settings.zone)
 
 
 def _final(settings: BillingSettings, connection: Connection, month: date, whose: Selection) -> Statement:

@@ -57,7 +57,9 @@ def as_text(told: Statement) -> str:
         *_wrapped(f"Statement  {shown(name)}"),
         *_wrapped(f"Bills of   {shown(str(told.selection))}"),
         *([f"Note       {TOLD}"] if told.simulated else []),
-        *_wrapped(f"State      {state if told.open_days else 'final: every day is closed'}", "           "),
+        *_wrapped(
+            f"State      {state if told.open_days else 'final: every used day is closed'}", "           "
+        ),
         *_table("Usage of the month", told.rows),
         *_table("Corrections of earlier months", told.corrections),
         *_totals(told),

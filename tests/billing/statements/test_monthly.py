@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from datetime import date, timedelta
 from email import message_from_bytes
 from email.message import EmailMessage
@@ -12,13 +13,17 @@ from pathlib import Path
 
 import pytest
 
+from billing.bills import close_day
 from billing.errors import DayError, ExportError
-from billing.ledger import open_ledger, writing
+from billing.ledger import open_ledger, reading, writing
+from billing.prices.book import kept_tariff
 from billing.settings import BillingSettings
 from billing.statements import monthly
+from billing.statements.statement import statement
 from tallybook.calendar import today
 from tests.billing.conftest import TIME_ZONE
-from tests.billing.factories import ZONE
+from tests.billing.days import at, bring
+from tests.billing.factories import ZONE, an_event
 from tests.billing.hand_made import Bills
 
 JULY = date(2026, 7, 1)
@@ -73,6 +78,25 @@ def test_a_month_written_again_is_the_same_bytes(settings: BillingSettings) -> N
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     monthly.write_statements(settings, JULY)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("step", [monthly.write_statements, monthly.mail_statement])
+def test_what_comes_late_for_a_day_that_nobody_used_is_not_on_a_statement_that_is_out(
+    settings: BillingSettings, step: Callable[[BillingSettings, date], object]
+) -> None:
+    step(settings, JULY)
+    ledger = open_ledger(settings.ledger_url, TIME_ZONE)
+    with reading(ledger) as connection:
+        before = statement(connection, JULY, ZONE)
+    yesterday = today(ZONE) - timedelta(days=1)
+    bring(ledger, [an_event(time=at(date(2026, 7, 10)))])
+    for day in (date(2026, 7, 10), yesterday):  # the first is closed already
+        with writing(ledger) as connection:
+            found = close_day(connection, day, kept_tariff(connection), ZONE)
+    with reading(ledger) as connection:
+        assert statement(connection, JULY, ZONE) == before
+    assert (found.proof.corrected_days, found.proof.event_tokens) == ((date(2026, 7, 10),), 120)
+    ledger.dispose()
 
 
 def test_finance_gets_one_mail_however_often_it_is_asked_for(settings: BillingSettings) -> None:
