@@ -30,7 +30,7 @@ KINDS: dict[Kind, sa.Column[Any]] = {
     "department": usage_hours.c.department,
     "model": usage_hours.c.model,
 }
-_LOCK_KEY = 7_411_402_558  # who holds it is the only one to sum
+_LOCK_KEY = 7_411_402_562  # who holds it is the only one to sum
 _PREFIXES = {4: 24, 6: 48}  # of a network by the version of its addresses
 
 
@@ -109,7 +109,7 @@ def prove_day_sums(connection: Connection, dropped: Mapping[date, Mapping[str, A
         if mark == now and day not in waiting:
             _prove_day(connection, day)
     for day, body in sorted(dropped.items()):
-        if networks_sha256(connection, day) != body["networks_sha256"]:
+        if "networks_sha256" in body and networks_sha256(connection, day) != body["networks_sha256"]:
             raise _altered(f"{day}: its networks are not what they were when its events were dropped")
 
 

@@ -1,6 +1,7 @@
 """The house of the design: data flows one way, and imports point only backwards along it."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,18 @@ def test_imports_point_only_backwards(package: str) -> None:
 def test_the_ground_floor_stands_on_nothing_of_ours(module: str) -> None:
     ours = {n for n in imports(ROOT / "tallybook" / f"{module}.py") if n.split(".")[0] in OURS}
     assert {n.split(".")[1] for n in ours} <= GROUND
+
+
+def test_no_two_locks_of_a_database_have_one_number() -> None:
+    """Whoever delivers mails, for one, must not keep others from storing events."""
+    found = [
+        number.replace("_", "")
+        for package in OURS
+        for file in sources(package)
+        for number in re.findall(r"_LOCK(?:_KEY)? = (\d[\d_]*)", file.read_text("utf-8"))
+    ]
+    assert len(found) > 5
+    assert sorted(found) == sorted(set(found))
 
 
 @pytest.mark.parametrize("module", sorted(STANDARD_LIBRARY_ONLY))

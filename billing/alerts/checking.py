@@ -10,11 +10,14 @@ from sqlalchemy.engine import Engine
 from billing.alerts.episodes import Changed, update
 from billing.alerts.notifications import put_out
 from billing.alerts.rules import RULES, WINDOW, Finding, Scene
+from billing.alone import alone
 from billing.day_sums import sum_days
 from billing.errors import BillingError
-from billing.ledger import writing
+from billing.ledger import reading, writing
 from billing.settings import BillingSettings
-from tallybook.calendar import ONE_DAY
+from tallybook.calendar import ONE_DAY, billing_day
+
+_LOCK_KEY = 7_411_402_560  # who holds it is the only one to check
 
 
 @dataclass(frozen=True)
@@ -36,16 +39,21 @@ def check(ledger: Engine, settings: BillingSettings, now: datetime | None = None
     findings: list[Finding] = []
     looked: set[str] = set()
     failed: dict[str, str] = {}
-    with writing(ledger) as connection:
-        scene = Scene(connection, settings, now)
-        # The window reaches further back than the month of a quota.
-        sum_days(connection, scene.today - WINDOW - ONE_DAY, scene.today)
-        for name, (rule, makes) in RULES.items():
-            try:
-                findings += rule(scene)
-                looked |= makes
-            except BillingError as error:
-                failed[name] = f"{error.code}: {error}"
-        changes = update(connection, findings, looked, now)
-        put_out(connection, settings, changes, now)
+    today = billing_day(now, settings.zone)
+    with alone(ledger, _LOCK_KEY, "check"):
+        with writing(ledger) as connection:
+            # The window reaches further back than the month of a quota.
+            sum_days(connection, today - WINDOW - ONE_DAY, today)
+        # All rules see one state: events that come meanwhile must not look like a bill that is wrong.
+        with reading(ledger) as connection:
+            scene = Scene(connection, settings, now)
+            for name, (rule, makes) in RULES.items():
+                try:
+                    findings += rule(scene)
+                    looked |= makes
+                except BillingError as error:
+                    failed[name] = f"{error.code}: {error}"
+        with writing(ledger) as connection:
+            changes = update(connection, findings, looked, now)
+            put_out(connection, settings, changes, now)
     return Checked(findings, changes, failed)

@@ -33,7 +33,7 @@ GIVE_UP_AFTER = timedelta(days=5)
 State = Literal["pending", "written", "sent", "refused"]
 KEPT = timedelta(days=30)  # what was delivered; then only that it was
 _SILENCES = 2  # in a row, after which a server is left alone: each may take half a minute
-_LOCK_KEY = 7_411_402_557  # not the ledger's: who holds it is the only one to deliver
+_LOCK_KEY = 7_411_402_561  # not the ledger's: who holds it is the only one to deliver
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from billing.alerts.checking import check
 from billing.alerts.rules import RULES, WINDOW, Finding, Scene
 from billing.day_sums import sum_days
 from billing.ingest import ingest
-from billing.ledger import writing
+from billing.ledger import open_ledger, writing
 from billing.settings import BillingSettings
 from billing.tables import bill_lines, counter_samples, usage_hours
 from tallybook.acts import Act, record
@@ -198,6 +198,27 @@ def test_what_does_not_add_up_is_told_with_the_difference(
     (mismatch,) = (f for f in told if f.rule == "mismatch")
     assert mismatch.subject == str(DAY)
     assert str(DAY) in mismatch.facts["difference"]
+
+
+def test_events_that_come_while_it_looks_are_no_mismatch(
+    postgres_url: str, settings: BillingSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, another = (open_ledger(postgres_url, TIME_ZONE) for _ in range(2))
+    bring(ledger, [an_event()])
+    close(ledger, DAY)
+    monkeypatch.setattr("billing.ingest.roll_up_now", lambda _: None)  # it ends in the midst
+    came: list[str] = []
+
+    @sa.event.listens_for(ledger, "after_cursor_execute")
+    def _come(_connection: object, _cursor: object, asked: str, *_: object) -> None:
+        if not came and "count" not in asked and "NOT event_batches.rolled_up" in asked and "LIMIT" in asked:
+            came.append(asked)  # whether all events are in the hours: they were
+            bring(another, [an_event()])
+
+    checked = check(ledger, settings, at(DAY + ONE_DAY, 7))
+    assert (len(came), checked.findings, checked.failed) == (1, [], {})
+    for each in (ledger, another):
+        each.dispose()
 
 
 def test_requests_that_only_the_servers_know_of_are_told(
