@@ -101,7 +101,7 @@ def _drop_day(connection: Connection, day: date, now: datetime) -> Dropped | Non
     prove_hours(connection, day)
     events = verify_events(connection, day)
     prove_each_hour(connection, day)
-    if (last := _last_drop(connection, day)) is not None:
+    if (last := _last_drop(connection, day)) is not None and "hours_sha256" in last:
         prove_dropped_hours(connection, day, last)
     connection.execute(event_batches.update().where(kept).values(dropped_at=now))
     root = batches_root(batches)

@@ -67,18 +67,19 @@ def prove_runs(connection: Connection) -> None:
 
     Raises: AuditError: a run was altered, removed or put in (code training_altered), named by its id.
     """
-    told: dict[str, tuple[str, datetime]] = {}
+    told: dict[str, tuple[str, datetime | None]] = {}
     for _, kind, body in chain.records(connection):
         if kind == _RECORD:
-            at = datetime.fromisoformat(body["at"])
+            at = datetime.fromisoformat(body["at"]) if "at" in body else None  # older ones don't tell it
             told |= {run_id: (digest, at) for run_id, digest in body["content_sha256"].items()}
-    found: dict[str, tuple[str, datetime]] = {}
+    found: dict[str, tuple[str, datetime | None]] = {}
     for run in connection.execute(_ALL):
         try:
             altered = _row(_run(run))["content_sha256"] != run.content_sha256
         except ArithmeticError:  # no number
             altered = True
-        found[run.id] = ("" if altered else run.content_sha256.hex(), run.imported_at)
+        at = None if told.get(run.id, ("", None))[1] is None else run.imported_at
+        found[run.id] = ("" if altered else run.content_sha256.hex(), at)
     for run_id in sorted(told.keys() | found.keys()):
         if told.get(run_id) != found.get(run_id):
             raise AuditError("training_altered", f"training {run_id} is not what was imported")

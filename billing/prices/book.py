@@ -40,11 +40,20 @@ class _Part(NamedTuple):
     terms_of: Callable[[Any], Any]
 
 
+_UNTOLD = ""  # a moment in records from before they told it
+
+
 class _Noted(NamedTuple):
     """When terms were first imported, and when they were withdrawn, if they are."""
 
     imported: str
     withdrawn: str | None
+
+    def agrees(self, told: _Noted | None) -> bool:
+        """Whether this is what was told, as far as it was."""
+        if told is None or (self.withdrawn is None) != (told.withdrawn is None):
+            return False
+        return told.imported in (_UNTOLD, self.imported) and told.withdrawn in (_UNTOLD, self.withdrawn)
 
 
 # In the order of the tariff's fields.
@@ -140,11 +149,12 @@ def prove_kept(connection: Connection, acts: Iterable[Mapping[str, Any]]) -> Non
     """
     told: dict[str, dict[str, _Noted]] = {str(part.table.name): {} for part in _PARTS}
     for act in acts:
+        at = act.get("at", _UNTOLD)
         for name, noted in told.items():
             for terms in (row["id"] for row in act[name]["imported"]):
-                noted[terms] = _Noted(noted[terms].imported if terms in noted else act["at"], None)
+                noted[terms] = _Noted(noted[terms].imported if terms in noted else at, None)
             for terms in act[name]["withdrawn"]:
-                noted[terms] = _Noted(noted[terms].imported, act["at"])
+                noted[terms] = _Noted(noted[terms].imported, at)
     for part in _PARTS:
         _kept(connection, part)  # raises where they are not their id's
         name, table = str(part.table.name), part.table.c
@@ -155,7 +165,7 @@ def prove_kept(connection: Connection, acts: Iterable[Mapping[str, Any]]) -> Non
             )
         }
         for terms in sorted(found.keys() | told[name].keys()):
-            if found.get(terms) != told[name].get(terms):
+            if terms not in found or not found[terms].agrees(told[name].get(terms)):
                 raise AuditError("price_altered", f"{terms} of {name} is not what was imported")
 
 

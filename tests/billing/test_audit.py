@@ -46,6 +46,7 @@ from billing.tables import (
 from tallybook.usage import UsageEvent
 from tests.billing.conftest import TIME_ZONE, copy_of, forgetful
 from tests.billing.factories import AFTER, DAY, TRACED, ZONE, a_price, an_event, write_segment
+from tests.billing.older import chain_without
 
 EVENTS = [replace(an_event(user=f"user-{n % 3}"), id=f"000-{n:03d}") for n in range(20)]
 EVENTS[0] = replace(EVENTS[0], **TRACED)
@@ -315,6 +316,29 @@ def test_a_request_that_waits_for_its_bill_says_so(closed: Engine) -> None:
     with reading(closed) as connection:
         found = trace(connection, OPEN.id)
     assert (found.batch["bill_day"], found.lines, found.sealed_by) == (None, [], None)
+
+
+@pytest.mark.parametrize("names", [("at", "facts"), ("at", "facts", "early", "closed_at", "closed_with")])
+def test_a_ledger_whose_older_records_tell_less_is_proven_as_far_as_they_tell(
+    closed: Engine, names: tuple[str, ...]
+) -> None:
+    with writing(closed) as connection:
+        chain_without(connection, names, ["set_aside"])
+        connection.execute(set_aside.update().values(set_aside_at=AFTER - timedelta(hours=9)))
+        if "closed_at" in names:  # which is from before lines could be set aside
+            connection.execute(set_aside.delete())
+        assert verify(connection).days == 2
+        connection.execute(prices.update().values(input="0.01"))
+        with pytest.raises(BillingError, match="of prices is not what was imported"):
+            verify(connection)
+
+
+def test_a_line_that_was_set_aside_since_the_chain_tells_of_it_is_proven(closed: Engine) -> None:
+    with writing(closed) as connection:
+        chain_without(connection, ["facts"], ["set_aside"])
+        connection.execute(set_aside.update().values(set_aside_at=AFTER + timedelta(days=9)))
+        with pytest.raises(BillingError, match="is not what was set aside"):
+            verify(connection)
 
 
 def test_a_ledger_from_before_events_had_more_fields_is_proven_after_its_migration(

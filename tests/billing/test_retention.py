@@ -23,6 +23,7 @@ from billing.store import prepare_days, retry_set_aside
 from billing.tables import bill_lines, event_ids, set_aside, usage_events, usage_hours
 from tests.billing.conftest import TIME_ZONE
 from tests.billing.factories import AFTER, DAY, NOON, ZONE, a_price, an_event, write_segment
+from tests.billing.older import chain_without
 
 TOMORROW = DAY + timedelta(days=1)
 KEPT = an_event()
@@ -43,6 +44,16 @@ def closed(ledger: Engine, tmp_path: Path) -> Engine:
     ingest(ledger, tmp_path, ZONE)
     close(ledger, 0)
     return ledger
+
+
+def test_events_that_an_older_version_dropped_are_proven_as_far_as_it_told(closed: Engine) -> None:
+    list(drop_events(closed, TOMORROW))
+    with writing(closed) as connection:
+        chain_without(connection, ["ids_sha256", "networks_sha256", "hours_sha256"])
+        assert verify(connection).days == 1
+        connection.execute(event_ids.update().where(event_ids.c.id == KEPT.id).values(id="other"))
+        with pytest.raises(AuditError, match="batch 1 has other ids"):
+            verify(connection)
 
 
 def events(ledger: Engine) -> list[str]:

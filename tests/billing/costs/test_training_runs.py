@@ -17,6 +17,7 @@ from billing.costs.training_runs import Import, import_runs, prove_runs
 from billing.errors import AuditError
 from billing.ledger import reading, writing
 from billing.tables import training_runs
+from tests.billing.older import chain_without
 from training.cost import PoolPrice, Run, write_event
 
 RUN = Run("reviews", "3", "cpu", 31.25, 40.301, 13_888, "training-sha256:1")
@@ -128,6 +129,19 @@ def test_a_run_that_was_altered_after_its_import_is_found(
         with pytest.raises(AuditError) as caught:
             prove_runs(connection)
     assert caught.value.code == "training_altered"
+
+
+def test_a_run_of_which_the_chain_does_not_tell_when_it_was_imported_is_proven(
+    sqlite_ledger: Engine, tmp_path: Path
+) -> None:
+    write_event(tmp_path, RUN, PoolPrice("12.50", "CNY"))
+    imported(sqlite_ledger, tmp_path)
+    with writing(sqlite_ledger) as connection:
+        chain_without(connection, ["at"])
+        prove_runs(connection)
+        connection.execute(training_runs.update().values(wall_seconds="40.302"))
+        with pytest.raises(AuditError):
+            prove_runs(connection)
 
 
 def test_a_folder_that_is_not_there_has_no_runs(sqlite_ledger: Engine, tmp_path: Path) -> None:
