@@ -9,6 +9,7 @@ from datetime import date
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine
 
@@ -30,7 +31,8 @@ def open_ledger(url: str, time_zone: str) -> Engine:
     """Connect, bring the schema up to date, and check that the ledger was kept in this time zone.
 
     A ledger of simulated usage says so, in the log and on a command line's standard error.
-    Raises: LedgerError: no such database, or its days were cut in another time zone.
+    Raises: LedgerError: no such database, or one that can't be used (code ledger_unavailable); its schema is
+        of a newer Tallybook (ledger_newer); its days were cut in another time zone (time_zone_changed).
     """
     try:
         engine = connect(url)
@@ -43,7 +45,9 @@ def open_ledger(url: str, time_zone: str) -> Engine:
             _keep_fact(connection, "time_zone", time_zone)
             if is_simulated(connection):
                 log.warning(TOLD)
-    except (sa.exc.OperationalError, sa.exc.ArgumentError, ImportError, OSError) as error:
+    except CommandError as error:
+        raise LedgerError("ledger_newer", f"this ledger was used by another version: {error}") from error
+    except (sa.exc.DatabaseError, sa.exc.ArgumentError, ImportError, OSError) as error:
         shown = sa.make_url(url).render_as_string(hide_password=True) if "://" in url else url
         raise LedgerError("ledger_unavailable", f"can't open the ledger {shown}: {error}") from error
     return engine

@@ -131,6 +131,35 @@ def test_a_ledger_that_cannot_be_opened_is_said_so_without_its_password(url: str
     assert "secret" not in str(refused.value)
 
 
+def test_a_ledger_of_a_newer_version_is_said_to_be_one(nothing_yet: str) -> None:
+    ledger = open_ledger(nothing_yet, "Asia/Shanghai")
+    with writing(ledger) as connection:
+        connection.exec_driver_sql("UPDATE ledger_version SET version_num = '9999'")
+    ledger.dispose()
+    with pytest.raises(LedgerError, match="9999") as refused:
+        open_ledger(nothing_yet, "Asia/Shanghai")
+    assert refused.value.code == "ledger_newer"
+
+
+def test_a_file_that_is_no_database_is_said_so(tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(LedgerError, match="not a database") as refused:
+        open_ledger(f"sqlite:///{tmp_path / 'ledger.db'}", "Asia/Shanghai")
+    assert refused.value.code == "ledger_unavailable"
+
+
+def test_a_database_in_which_nothing_may_be_made_is_said_so(postgres_server: Path) -> None:
+    with new_database(postgres_server) as url:
+        owner = connect(url)
+        role = f"reader_{sa.make_url(url).database}"
+        with writing(owner) as connection:
+            connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN")
+        owner.dispose()
+        with pytest.raises(LedgerError, match="permission denied") as refused:
+            open_ledger(url.replace("postgres@", f"{role}@"), "Asia/Shanghai")
+    assert refused.value.code == "ledger_unavailable"
+
+
 def test_a_failed_transaction_leaves_nothing(ledger: Engine) -> None:
     row = {"segment": "s", "offset_bytes": 0, "code": "c", "message": "m", "raw": b"r"}
     row["set_aside_at"] = datetime.now(timezone.utc)
