@@ -137,14 +137,17 @@ def mail(settings: BillingSettings, day: date, user: str | None = None) -> list[
 def personal(settings: BillingSettings, day: date, shard: int = 0, shards: int = 1) -> tuple[int, int]:
     """Put the mails of a closed day's subscribers, or of one shard of them, into the outbox, each once.
 
-    Returns: how many are new there, and how many subscribers had nothing to be told.
+    Days that were closed together with this one are mailed too.
+    Returns: how many are new there, and of how many nothing was to be told of this day.
     Raises: DayError: the day is not closed. SubscriptionsError: the file is wrong.
     """
     some = of_shard(read_subscriptions(settings.subscriptions_file), shard, shards)
     ledger = _ledger(settings)
     with reading(ledger) as connection:
         _check_closed(connection, day)
-    return enqueue_mails(ledger, settings, day, some)
+        days = [*_caught_up(connection, day), day]
+    found = [enqueue_mails(ledger, settings, each, some) for each in days]
+    return sum(new for new, _ in found), found[-1][1]
 
 
 def personal_shards(settings: BillingSettings) -> int:
@@ -189,12 +192,19 @@ def rehearse(
     bills.check_begun(day, settings.zone)
     with writing(_ledger(settings)) as connection, connection.begin_nested() as all_of_it:
         tariff = _tariff(connection, settings)
+        if not closed_days(connection, [day]):
+            bills.check_closable(day, settings.zone, early=early)
+        missed = [
+            bills.close_day(connection, earlier, tariff, settings.zone, closed_with=day)
+            for earlier in bills.days_to_catch_up(connection, day, settings.zone)
+        ]
         closing = bills.close_day(connection, day, tariff, settings.zone, early=early)
         message = _compose(settings, connection, day, user, "rehearsal", pictures=False)
         all_of_it.rollback()
     text = message.get_body(("plain",))
     done = "would be closed" if closing.newly_closed else "is closed already"
     return [
+        *(f"{each.day} is open, and would be closed first: {each.lines:,} lines." for each in missed),
         f"{day} {done}: {closing.lines:,} lines, {closing.proof.line_tokens:,} tokens; nothing was stored.",
         f"Subject: {message['Subject']}",
         text.get_content() if text else "",

@@ -161,3 +161,30 @@ def test_jobs_that_may_not_import_prices_go_by_what_was_imported(settings: Billi
         import_tariff(connection, read_tariff(settings.prices_file), "user-a")
     proof = daily.close(confirmed, second).proof
     assert (proof.unrated_tokens, proof.amount_minor) == (-120, 13)
+
+
+def test_a_rehearsal_tells_what_closing_with_the_days_that_were_missed_comes_to(
+    settings: BillingSettings,
+) -> None:
+    *missed, yesterday = (TODAY - timedelta(days=n) for n in (3, 2, 1))
+    use(settings, *missed, yesterday)
+    rehearsed = daily.rehearse(settings, yesterday)
+    assert state(settings) == {}
+    run(settings, yesterday)
+    assert [line for line in rehearsed if "would be closed first" in line] == [
+        f"{day} is open, and would be closed first: 2 lines." for day in missed
+    ]
+    assert f"Subject: {outbox(settings)[-1]}" in rehearsed
+
+
+def test_subscribers_are_mailed_days_that_were_caught_up_with_too(
+    settings: BillingSettings, tmp_path: Path
+) -> None:
+    missed, yesterday = TODAY - timedelta(days=3), TODAY - timedelta(days=1)
+    (tmp_path / "subscriptions.toml").write_text(
+        '[[subscriptions]]\nuser = "user-a"\nto = ["a@example.com"]\n'
+    )
+    subscribed = settings.model_copy(update={"subscriptions_file": tmp_path / "subscriptions.toml"})
+    use(subscribed, missed, yesterday)
+    daily.close(subscribed, yesterday)
+    assert [daily.personal(subscribed, yesterday) for _ in range(2)] == [(2, 0), (0, 0)]
