@@ -66,6 +66,7 @@ def _framed(inner: WSGIApplication, services: Services, direct: Mapping[str, Dir
 
     def framed(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         current = trace.begin(environ)
+        services.under_way.add(current)
 
         def start(
             status: str, headers: list[tuple[str, str]], exc_info: Any = None
@@ -79,6 +80,7 @@ def _framed(inner: WSGIApplication, services: Services, direct: Mapping[str, Dir
 
         def ended() -> None:
             current.end()
+            services.under_way.discard(current)
             services.metrics.request(current.route or _UNKNOWN_ROUTE, current.status, current.seconds)
             services.log.write(current.line)
             if services.spans is not None:

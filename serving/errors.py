@@ -34,6 +34,7 @@
     ├── GrantDecidedError             409 grant_decided *
     ├── StillRunningError             409 idempotency_in_progress *
     ├── IdempotencyKeyReusedError     422 idempotency_key_reused *
+    ├── BodyTimeoutError              408 body_timeout
     ├── BodyTooLargeError             413 body_too_large
     ├── TextTooLongError              422 text_too_long
     ├── QuotaExceededError            429 quota_exceeded
@@ -192,6 +193,13 @@ class UnknownModelError(ApiError):
 
     status = HTTPStatus.NOT_FOUND
     code = "model_not_found"
+
+
+class BodyTimeoutError(ApiError):
+    """The body had not come by the request's deadline."""
+
+    status = HTTPStatus.REQUEST_TIMEOUT
+    code = "body_timeout"
 
 
 class BodyTooLargeError(ApiError):

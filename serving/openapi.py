@@ -23,7 +23,8 @@ _CALLER: Errors = (
     (403, "caller_contradicted"), (403, "network_refused"), (503, "access_unavailable"),
 )  # fmt: skip
 _BODY: Errors = (
-    (400, "incomplete_body"), (400, "invalid_encoding"), (400, "invalid_json"), (413, "body_too_large"),
+    (400, "incomplete_body"), (400, "invalid_encoding"), (400, "invalid_json"), (408, "body_timeout"),
+    (413, "body_too_large"),
 )  # fmt: skip
 _MODEL: Errors = (
     (402, "wallet_empty"), (403, "model_not_allowed"), (502, "model_rejected"), (503, "overloaded"),

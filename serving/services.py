@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +23,7 @@ from serving.observability.journal_lag import JournalLag
 from serving.observability.logs import Later
 from serving.observability.metrics import Metrics
 from serving.observability.spans import Spans
+from serving.observability.trace import Trace
 from serving.queueing import Queue, Threads
 from serving.quotas.contract import Quotas
 from serving.quotas.start import make_quotas
@@ -93,6 +94,7 @@ class Services:
     threads: Threads
     queue: Queue
     spans: Spans | None
+    under_way: set[Trace] = field(default_factory=set)  # requests that are not ended
 
     @property
     def catalogs(self) -> Mapping[str, Catalog]:

@@ -58,6 +58,10 @@ class StandInEngine:
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
+    def open_connections(self) -> int:
+        """How many nobody has closed."""
+        return sum(connection.fileno() != -1 for connection in self._open)
+
     def _accept(self) -> None:
         with suppress(OSError):
             while True:

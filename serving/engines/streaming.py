@@ -17,7 +17,7 @@ import orjson
 from serving.engines.call import NOTHING, EngineCall
 from serving.engines.upstream import LOOK_SECONDS, Answer
 from serving.engines.usage import EngineUsage, as_openai_says, read_usage
-from serving.errors import ApiError, JournalError, ModelRejectedError, ModelTimeoutError, OverloadedError
+from serving.errors import ApiError, JournalError, ModelRejectedError, ModelTimeoutError
 from serving.openai_errors import render
 
 CLIENT_LEFT = 499  # nginx's status for it
@@ -99,10 +99,6 @@ class Relay:
                 data = self._answer.read(min(self._patience(), left, LOOK_SECONDS))
             except TimeoutError:
                 continue
-            except ModelRejectedError:
-                if self._answer.was_cut:
-                    raise OverloadedError("The server is stopping; the answer ends here.") from None
-                raise
             self._since = time.monotonic()
             if not data:
                 return self._at_the_end()

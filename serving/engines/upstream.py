@@ -8,98 +8,34 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import select
 import socket
 import ssl
 import struct
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from urllib.parse import urlsplit
 
 import httptools
 
-from serving.errors import ModelRejectedError, ModelTimeoutError, ModelUnavailableError
+from serving.engines.address import EngineAddress, is_readable
+from serving.errors import (
+    ApiError,
+    ModelRejectedError,
+    ModelTimeoutError,
+    ModelUnavailableError,
+    OverloadedError,
+)
 
 _TIMEVAL = struct.Struct("@ll")  # struct timeval
 _READ_BYTES = 2 * 1024  # at first; held while a thread waits, so that much of each open stream
 _MOST_READ_BYTES = 64 * 1024
 _MOST_HEAD_BYTES = 64 * 1024
 _MOST_ANSWER_BYTES = 256 << 20
-_IDLE_SECONDS = 4.0  # uvicorn, which most engines run on, closes after 5
-_PROBE_SECONDS = 0.5
 _DOWN_SECONDS = 1.0  # an address that refused is asked last for so long
 LOOK_SECONDS = 2.0  # who waits for an engine looks around so often
 
 
 class _StaleError(Exception):
     """A kept connection that the engine had closed."""
-
-
-class EngineAddress:
-    """One address of an engine and its idle connections. Safe for many threads."""
-
-    def __init__(self, address: str, api_key: str | None, connect_seconds: float) -> None:
-        parts = urlsplit(address)
-        secure = parts.scheme == "https"
-        self.down_until = 0.0
-        self._host = parts.hostname or ""  # never empty: checked when models.toml was read
-        self._port = parts.port or (443 if secure else 80)
-        self._tls = ssl.create_default_context() if secure else None
-        self._connect_seconds = connect_seconds
-        self._idle: deque[tuple[socket.socket, float]] = deque()
-        self._prefix = parts.path.rstrip("/")
-        authorization = f"Authorization: Bearer {api_key}\r\n" if api_key else ""
-        self._head = f" HTTP/1.1\r\nHost: {parts.netloc}\r\n{authorization}"
-
-    def request(self, path: str, body: bytes, headers: Mapping[str, str]) -> bytes:
-        """The bytes of a POST; header values are ours and checked."""
-        more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        head = f"POST {self._prefix}{path}{self._head}{more}Content-Length: {len(body)}\r\n\r\n"
-        return head.encode("ascii") + body
-
-    def kept(self) -> socket.socket | None:
-        """An idle connection that is still open, or None."""
-        while self._idle:
-            try:
-                connection, since = self._idle.pop()  # the youngest
-            except IndexError:
-                return None
-            if time.monotonic() - since < _IDLE_SECONDS and not _readable(connection):
-                return connection
-            connection.close()
-        return None
-
-    def connect(self) -> socket.socket:
-        """A new connection. Raises: OSError."""
-        connection = socket.create_connection((self._host, self._port), self._connect_seconds)
-        try:
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self._tls is not None:
-                return self._tls.wrap_socket(connection, server_hostname=self._host)
-            connection.settimeout(None)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def takes_connections(self) -> bool:
-        """Whether somebody listens there."""
-        with contextlib.suppress(OSError):
-            socket.create_connection((self._host, self._port), _PROBE_SECONDS).close()
-            return True
-        return False
-
-    def keep(self, connection: socket.socket) -> None:
-        """Take a connection back whose answer was read whole."""
-        self._idle.append((connection, time.monotonic()))
-
-    def close(self) -> None:
-        """Close what is idle."""
-        while self._idle:
-            with contextlib.suppress(IndexError):
-                self._idle.pop()[0].close()
 
 
 class Answer:
@@ -171,6 +107,7 @@ class Answer:
         """What has come of the body, waiting for more if there is none; empty only if it has ended.
 
         Raises: TimeoutError: nothing came, and reading may go on. ModelRejectedError: it broke off.
+            OverloadedError: it was cut.
         """
         while not self._parts and not self.ended:
             try:
@@ -178,19 +115,24 @@ class Answer:
             except TimeoutError:
                 raise
             except OSError as error:
+                self.check_not_cut()
                 raise ModelRejectedError(f"The engine broke off: {error.strerror or error}.") from error
             if data:
                 self._feed(data)
-            elif b"content-length" in self.headers or b"transfer-encoding" in self.headers:
+                continue
+            self.check_not_cut()
+            if _has_length(self.headers):
                 raise ModelRejectedError("The engine closed the connection in the middle of its answer.")
-            else:
-                self.ended = True
+            self.ended = True
         taken = b"".join(self._parts)
         self._parts.clear()
         return taken
 
     def read_all(self, deadline: float, meanwhile: Callable[[], None]) -> bytes:
-        """The whole body. Calls `meanwhile` now and then. Raises: ModelTimeoutError; ModelRejectedError."""
+        """The whole body. Calls `meanwhile` now and then.
+
+        Raises: ModelTimeoutError; ModelRejectedError; OverloadedError: it was cut.
+        """
         whole, size_bytes = [], 0
         while not self.ended or self._parts:
             left = deadline - time.monotonic()
@@ -207,8 +149,8 @@ class Answer:
 
     def at_hand(self) -> bytes:
         """What has come already, without waiting for more; empty also after a failure."""
-        if not self.ended and not self._parts and _readable(self._connection):
-            with contextlib.suppress(OSError, ModelRejectedError):
+        if not self.ended and not self._parts and is_readable(self._connection):
+            with contextlib.suppress(OSError, ApiError):
                 return self.read(0.001)
         taken = b"".join(self._parts)
         self._parts.clear()
@@ -219,6 +161,11 @@ class Answer:
         self.was_cut = True
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
+
+    def check_not_cut(self) -> None:
+        """Raises: OverloadedError: it was."""
+        if self.was_cut:
+            raise OverloadedError("The server is stopping; the answer ends here.")
 
     def close(self) -> None:
         """Give the connection back if the answer was read whole; else close it, which cancels the request.
@@ -259,7 +206,7 @@ class Upstream:
         self._addresses = [EngineAddress(one, api_key, connect_seconds) for one in addresses]
         self._turn = itertools.count()
         self._under_way: set[Answer] = set()
-        self._lock = threading.Lock()
+        self._is_stopping = False
 
     def post(
         self,
@@ -274,6 +221,7 @@ class Upstream:
         `meanwhile` is called now and then while nothing comes.
         Nobody is asked twice, except that a kept connection may turn out to be closed.
         Raises: ModelUnavailableError: no address takes a connection. ModelTimeoutError. ModelRejectedError.
+            OverloadedError: this process is stopping.
         """
         for address in self._in_turn():
             request = address.request(path, body, headers)
@@ -294,7 +242,8 @@ class Upstream:
         return any(address.takes_connections() for address in self._addresses)
 
     def cut_all(self) -> None:
-        """End every answer that is under way."""
+        """End every answer that is under way, or will be."""
+        self._is_stopping = True
         for answer in list(self._under_way):
             answer.cut()
 
@@ -333,6 +282,8 @@ class Upstream:
         """
         answer = Answer(address, connection)
         self._under_way.add(answer)
+        if self._is_stopping:
+            answer.cut()
         try:
             _send(connection, request, timeout_seconds)
             answer.read_head(timeout_seconds, meanwhile)
@@ -341,7 +292,8 @@ class Upstream:
             raise ModelTimeoutError("The engine did not begin to answer in time.") from None
         except OSError as error:
             self.done(answer)
-            if kept and not answer.has_begun and not answer.was_cut:
+            answer.check_not_cut()
+            if kept and not answer.has_begun:
                 raise _StaleError from None
             raise ModelRejectedError(f"The engine broke off: {error.strerror or error}.") from error
         except BaseException:
@@ -374,12 +326,3 @@ def _wait_at_most(connection: socket.socket, seconds: float, option: int) -> Non
 
 def _has_length(headers: Mapping[bytes, bytes]) -> bool:
     return b"content-length" in headers or b"transfer-encoding" in headers
-
-
-def _readable(connection: socket.socket) -> bool:
-    """Whether there is something to read: on an idle connection that is its end."""
-    if isinstance(connection, ssl.SSLSocket) and connection.pending():
-        return True
-    poll = select.poll()
-    poll.register(connection, select.POLLIN | select.POLLHUP | select.POLLERR)
-    return bool(poll.poll(0))

@@ -48,15 +48,15 @@ class Trace:
     """One request. Its id is the id of its usage event, and never a client's."""
 
     __slots__ = (
-        "attempt", "caller", "code", "completion_tokens", "ended_at", "method", "model", "model_version",
-        "operation",
-        "parent", "path", "peer", "prompt_tokens", "reason", "request_id", "route", "seconds", "span_id",
+        "attempt", "body_at", "caller", "code", "completion_tokens", "ended_at", "method", "model",
+        "model_version", "operation", "parent", "path", "peer", "prompt_tokens", "reason",
+        "request_id", "route", "seconds", "span_id",
         "started", "status", "stream", "tracestate",
     )  # fmt: skip
 
     def __init__(self, environ: Mapping[str, Any]) -> None:
         self.request_id = new_event_id()
-        self.started = time.monotonic()
+        self.started = self.body_at = time.monotonic()  # when its body was there; infinity: not yet
         self.method: str = environ["REQUEST_METHOD"]
         self.path: str = environ["PATH_INFO"]
         self.peer: str | None = environ.get("REMOTE_ADDR")

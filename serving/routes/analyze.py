@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from flask import Blueprint, Response, request
 from serving.access.identity import Caller
 from serving.catalog import Choice
 from serving.errors import (
+    BodyTimeoutError,
     BodyTooLargeError,
     EmptyTextError,
     IncompleteBodyError,
@@ -53,7 +55,7 @@ def answer(services: Services, environ: Mapping[str, Any]) -> bytes:
     with services.threads:
         current.caller = caller = services.gatekeeper.identify(environ)
         services.gatekeeper.check_model(caller, services.catalog.model)
-        sent = read_body(environ, services.settings.max_body_bytes)
+        sent = receive(services, environ)
         text = text_of(sent)
         if services.journal.problem() is not None:
             raise JournalError("Usage can't be recorded now, so nothing is served.")
@@ -147,6 +149,24 @@ def _predict(
         services.metrics.model_in_flight.dec()
     services.metrics.model_seconds.observe(time.monotonic() - started)
     return version.answer(probabilities.tolist())
+
+
+def receive(services: Services, environ: Mapping[str, Any]) -> bytes:
+    """The request's body; one that is cut off because it comes too slowly is no body.
+
+    Raises: BodyTimeoutError: see `serving.slow_bodies`. BodyTooLargeError; IncompleteBodyError.
+    """
+    current = trace.of(environ)
+    current.body_at = math.inf
+    is_whole = False
+    try:
+        body = read_body(environ, services.settings.max_body_bytes)
+        is_whole = "CONTENT_LENGTH" in environ  # of one in chunks nobody knows
+    finally:
+        current.body_at = time.monotonic()
+        if not is_whole and current.body_at - current.started >= services.settings.deadline_seconds:
+            raise BodyTimeoutError("The body did not come in time.")
+    return body
 
 
 def read_body(environ: Mapping[str, Any], limit_bytes: int) -> bytes:

@@ -17,7 +17,7 @@ from serving.access.identity import Caller
 from serving.errors import InvalidJsonError, JournalError, UnknownFieldError
 from serving.observability import trace
 from serving.quotas.limits import USER_DAY
-from serving.routes.analyze import read_body
+from serving.routes.analyze import receive
 from serving.services import Services
 from tallybook.usage import InvalidEventError, instant
 
@@ -118,7 +118,7 @@ def _changed(services: Services, do: Callable[[Engine], Grant]) -> Response:
 
 def _document(services: Services, known: set[str]) -> dict[str, Any]:
     with services.threads:  # a client may send it slowly
-        body = read_body(request.environ, services.settings.max_body_bytes)
+        body = receive(services, request.environ)
     try:
         document = orjson.loads(body or b"{}")
     except orjson.JSONDecodeError as error:

@@ -28,7 +28,7 @@ from serving.errors import (
 )
 from serving.observability import trace
 from serving.observability.trace import Trace
-from serving.routes.analyze import read_body
+from serving.routes.analyze import receive
 from serving.routes.v1_requests import (
     Asked,
     chat_prompt,
@@ -144,7 +144,7 @@ def _begin(
     with (
         threads or services.queue.engine_threads
     ):  # a client may send its body slowly, or a twin may be answering
-        sent = read_body(environ, services.settings.max_body_bytes)
+        sent = receive(services, environ)
         document = document_of(sent)
         if services.journal.problem() is not None:
             raise JournalError("Usage can't be recorded now, so nothing is served.")

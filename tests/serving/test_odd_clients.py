@@ -102,3 +102,48 @@ def test_a_clock_that_jumps_back_loses_and_doubles_no_event(
     assert [event.id for event in events] == answers
     assert len(set(answers)) == 5
     assert all(0 <= event.duration_seconds < 60 for event in events)
+
+
+@pytest.mark.parametrize("path", ["/analyze", "/v1/classify", "/v1/quota/requests"])
+@pytest.mark.parametrize(
+    ("framing", "start"),
+    [
+        (b"Content-Length: 1000000", b'{"te'),
+        (b"Transfer-Encoding: chunked", b'4\r\n{"te\r\nf0000\r\n'),
+    ],
+    ids=["of a length", "in chunks"],
+)
+@pytest.mark.parametrize("trickles", [False, True], ids=["stops", "trickles"])
+def test_a_body_that_does_not_come_in_time_is_refused_and_its_connection_closed(
+    hasty: ApiProcess, path: str, trickles: bool, framing: bytes, start: bytes
+) -> None:
+    head = b"POST %s HTTP/1.1\r\nHost: a\r\nX-User-ID: user-a\r\n%s\r\n\r\n" % (path.encode(), framing)
+    with connected(hasty) as slow:
+        slow.sendall(head + start)
+        while not select.select([slow], [], [], 0.05)[0]:
+            if trickles:
+                slow.sendall(b" ")
+        answer = b"".join(iter(lambda: slow.recv(65536), b""))  # until the server closes
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"body_timeout"' in answer
+
+
+def test_a_slow_body_behind_an_answered_request_is_refused_too(hasty: ApiProcess) -> None:
+    with connected(hasty) as slow:
+        slow.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n" + HEAD + BODY[:5])
+        answers = b"".join(iter(lambda: slow.recv(65536), b""))
+    assert answers.startswith(b"HTTP/1.1 200 ")
+    assert b"HTTP/1.1 408 " in answers
+
+
+@pytest.fixture(scope="module")
+def hasty(tmp_path_factory: pytest.TempPathFactory, model_versions: Path) -> Iterator[ApiProcess]:
+    """One with a short deadline."""
+    models_dir = model_versions.parent
+    with (
+        running_server(models_dir) as server,
+        running_api(
+            tmp_path_factory.mktemp("hasty"), models_dir, server.address, deadline_seconds="0.4"
+        ) as running,
+    ):
+        yield running

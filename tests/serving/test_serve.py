@@ -17,6 +17,7 @@ import httpx
 import orjson
 import pytest
 
+from serving import server
 from tallybook.processes import free_port
 from tests.apis import USER, ApiProcess, events_in, running_api
 from tests.modelservers import Gate, running_server, wait_until
@@ -225,6 +226,14 @@ def test_peers_that_vanish_are_noticed(api_for_headers: ApiProcess) -> None:
             return None
 
         wait_until(lambda: timer() == "02")
+
+
+def test_who_takes_nothing_of_an_answer_loses_it() -> None:
+    """Linux ends a connection whose peer has had no room for so long; accepted ones inherit that."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server._probe_peers(listener)
+        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 90_000
 
 
 def test_several_workers_count_together_and_each_has_its_journal(tmp_path: Path, models_dir: Path) -> None:

@@ -5,7 +5,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -15,11 +17,22 @@ import httpx
 import pytest
 
 from tests.apis import USER, ApiProcess, events_in
-from tests.engines import MODEL, StandInEngine, chunk, stand_in_engine, streamed, usage_chunk, write_engines
+from tests.engines import (
+    MODEL,
+    StandInEngine,
+    chunk,
+    completion,
+    stand_in_engine,
+    streamed,
+    usage_chunk,
+    whole,
+    write_engines,
+)
 from tests.modelservers import wait_until
 from tests.serving.test_v1 import HELLO, events_of
 
 STREAMS = 100
+SLOW = b"POST %s HTTP/1.1\r\nHost: a\r\nX-User-ID: a\r\nContent-Length: 9999\r\n\r\n{"  # and no more
 
 
 @contextmanager
@@ -113,6 +126,59 @@ def test_a_stop_ends_streams_in_time_and_bills_what_they_had(tmp_path: Path) -> 
         assert 1 <= event.completion_tokens <= 3
 
 
+@pytest.mark.parametrize("begins", [b"", whole(completion("never whole"))[0][:-5]], ids=["silent", "begun"])
+def test_a_stop_ends_whole_answers_in_time_and_costs_nothing(tmp_path: Path, begins: bytes) -> None:
+    with running(tmp_path, deadline_seconds="0.5") as (api, engine), ThreadPoolExecutor(1) as pool:
+
+        def script(asked: object) -> Iterator[bytes]:
+            yield begins
+            engine.was_left.wait(30)
+
+        engine.script = script
+        body = {"model": MODEL, "messages": HELLO}
+        path = f"{api.address}/v1/chat/completions"
+        asking = pool.submit(CLIENT.post, path, json=body, headers=USER)
+        wait_until(lambda: engine.asked)
+        api.process.send_signal(signal.SIGTERM)
+        answer = asking.result(30)
+        engine.was_left.set()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "overloaded")
+        assert api.process.wait(30) == 0
+        [event] = events_in(api.journal_dir)
+        assert (event.status, event.total_tokens) == (503, 0)
+
+
+def test_a_client_that_sends_slowly_ends_no_answer_that_others_await(tmp_path: Path) -> None:
+    """Though nothing was sent to them for the deadline either."""
+    with running(tmp_path, deadline_seconds="1") as (api, engine), ThreadPoolExecutor(2) as pool:
+        may_answer = threading.Event()
+
+        def script(asked: Any) -> Iterator[bytes]:
+            assert may_answer.wait(30)
+            yield from (
+                streamed(chunk("at last"), usage_chunk())
+                if asked.body.get("stream")
+                else whole(completion("at last"))
+            )
+
+        engine.script = script
+        path = f"{api.address}/v1/chat/completions"
+        body = {"model": MODEL, "messages": HELLO}
+        asking = [
+            pool.submit(CLIENT.post, path, json={**body, "stream": stream}, headers=USER)
+            for stream in (False, True)
+        ]
+        wait_until(lambda: len(engine.asked) == 2)
+        with socket.create_connection(("127.0.0.1", api.port), timeout=30) as slow:
+            slow.sendall(SLOW % b"/analyze")
+            while not select.select([slow], [], [], 0.05)[0]:
+                slow.sendall(b" ")
+            assert slow.recv(65536).startswith(b"HTTP/1.1 408 ")
+        may_answer.set()
+        for one in asking:
+            assert "at last" in one.result(30).text
+
+
 def test_many_streams_are_held_and_other_requests_answered_beside_them(tmp_path: Path) -> None:
     with running(tmp_path, engine_requests=str(STREAMS)) as (api, engine), ExitStack() as stack:
         engine.script = endless(engine)
@@ -127,12 +193,11 @@ def test_many_streams_are_held_and_other_requests_answered_beside_them(tmp_path:
 
 
 def test_slow_clients_are_refused_beyond_the_threads_and_leave_some_to_probes(tmp_path: Path) -> None:
-    request = b"POST %s HTTP/1.1\r\nHost: a\r\nX-User-ID: a\r\nContent-Length: 9\r\n\r\n{"  # and no more
     with running(tmp_path, threads="1", engine_requests="2") as (api, _), ExitStack() as stack:
         slow = []
         for path in [b"/v1/chat/completions"] * 8 + [b"/v1/quota/requests"] * 8:  # more than all threads
             client = stack.enter_context(socket.create_connection(("127.0.0.1", api.port), timeout=30))
-            client.sendall(request % path)
+            client.sendall(SLOW % path)
             slow.append(client)
         assert httpx.get(f"{api.address}/healthz", timeout=30).status_code == 200
         wait_until(lambda: len(select.select(slow, [], [], 0)[0]) == len(slow) - 1 - 2)

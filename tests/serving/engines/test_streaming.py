@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from serving.engines import address, streaming, upstream
 from serving.engines import call as calls
-from serving.engines import streaming, upstream
 from tests.engines import MODEL, chunk, completion, streamed, usage, usage_chunk, whole
 from tests.modelservers import wait_until
 from tests.serving.test_v1 import PROMPT_TOKENS, Gateway, events_of, gateway, held, running_gateway
@@ -289,7 +289,7 @@ def test_nonsense_that_waits_when_the_client_leaves_costs_no_place_and_no_bill(g
     assert b"one" in next(iter(answer.response))
     go_on.set()
     [under_way] = gateway.api.services.engines[MODEL].upstream._under_way
-    wait_until(lambda: upstream._readable(under_way._connection))
+    wait_until(lambda: address.is_readable(under_way._connection))
     gateway.engine.was_left.set()
     answer.close()
     [event] = gateway.api.events()
@@ -346,3 +346,11 @@ def test_a_connection_whose_answer_was_not_read_whole_is_never_given_to_another(
     gateway.engine.script = lambda asked: streamed(chunk("mine"), usage_chunk())
     assert said(gateway.stream()) == "mine"
     assert gateway.engine.connections == 2
+
+
+def test_a_kept_connection_is_closed_in_time_though_nobody_asks_again(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(address, "_IDLE_SECONDS", 0.05)
+    assert gateway.chat().status_code == 200
+    wait_until(lambda: gateway.engine.open_connections() == 0)
