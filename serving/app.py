@@ -117,17 +117,31 @@ def _answered(
             headers += [*v1.STREAM_HEADERS.items(), *_of_quotas(quotas, current)]
             start_response(_STATUS_LINES[status], headers)
             return body
-    except Replayed as known:
-        body, status = known.body, HTTPStatus.OK
-        headers.append(_REPLAYED)
-    except Exception as error:  # noqa: BLE001 -- it is told, and logged if it is a fault of ours
-        body, status, more = _told(error, current)
-        headers += more.items()
+    except Exception as failure:  # noqa: BLE001 -- it is told, and logged if it is a fault of ours
+        error = _counted(failure, quotas, current)
+        if isinstance(error, Replayed):
+            body, status = error.body, HTTPStatus.OK
+            headers.append(_REPLAYED)
+        else:
+            body, status, more = _told(error, current)
+            headers += more.items()
     current.status = status
     headers += [("Content-Type", "application/json"), ("Content-Length", str(len(body)))]
     headers += _of_quotas(quotas, current)
     start_response(_STATUS_LINES[status], headers)
     return [body]
+
+
+def _counted(error: Exception, quotas: Quotas, current: Trace) -> Exception:
+    """What a request is told that ended before anything was reserved: it counts, and may be one too many."""
+    if current.caller is not None and not current.is_counted:
+        try:
+            quotas.count(current.caller)
+        except errors.QuotaExceededError as exceeded:
+            return exceeded
+        except errors.QuotaUnavailableError:
+            pass
+    return error
 
 
 def _of_quotas(quotas: Quotas, current: Trace) -> Iterable[tuple[str, str]]:

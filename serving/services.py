@@ -25,7 +25,7 @@ from serving.observability.metrics import Metrics
 from serving.observability.spans import Spans
 from serving.observability.trace import Trace
 from serving.queueing import Queue, Threads
-from serving.quotas.contract import Quotas
+from serving.quotas.contract import Quotas, Reservation
 from serving.quotas.start import make_quotas
 from serving.settings import ServingSettings
 from serving.tokenization import Task
@@ -100,6 +100,11 @@ class Services:
     def catalogs(self) -> Mapping[str, Catalog]:
         """The models on the model server, by their names."""
         return {self.catalog.model: self.catalog, **self.embedders}
+
+    def reserve(self, current: Trace, model: str, most_tokens: int) -> Reservation:
+        """Hold what the request may use; see `serving.quotas.contract.Quotas`, which counts it, too."""
+        current.is_counted = True
+        return self.quotas.reserve(current.known_caller, model, most_tokens)
 
     def cut_streams(self) -> None:
         """End the answers of engines that are under way."""

@@ -74,7 +74,9 @@ class ServingSettings(CommonSettings):
         "none: no spans. Needs the extra `otel`.",
     )
     trusted_networks: tuple[Network, ...] = Field(
-        _LOOPBACK, description="Peers in these networks may say who is asking by X-User-ID, without a key."
+        _LOOPBACK,
+        description="Peers in these networks may say who is asking by X-User-ID, without a key; by default "
+        "not for whom they forward (X-Forwarded-For, Forwarded).",
     )
     gateway_secret: SecretStr | None = Field(
         None, description="A peer that sends this as X-Gateway-Secret may say so from anywhere."
@@ -111,6 +113,9 @@ class ServingSettings(CommonSettings):
         None,
         description="Where several workers count quotas together: redis://HOST:6379/0, rediss:// or unix://; "
         "none: one worker counts in its memory.",
+    )
+    redis_timeout_seconds: float = Field(
+        1.0, gt=0, le=30, description="How long Redis may take for an answer; then it is taken for away."
     )
     quota_lease_seconds: float = Field(
         60.0, gt=0, le=3600, description="When tokens of a request that says nothing more are given back."

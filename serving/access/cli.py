@@ -116,7 +116,7 @@ def revoke(key_id: str, by: str) -> None:
 )
 @BY
 def rotate(key_id: str, grace_hours: float, by: str) -> None:
-    """Make a new key at the terms of an old one, which ends after a grace time."""
+    """Make a new key at the terms of an old one, once; the old one ends after a grace time."""
     with access_store() as (settings, store):
         grace = timedelta(hours=grace_hours)
         key, secret = api_keys.rotate(store, settings.journal_dir, key_id, grace, by)

@@ -2,9 +2,10 @@
 
 A request with an API key is its key's, whatever network it comes from; a header that says else is refused,
 unless the key may act for others. Without a key X-User-ID is believed from a peer in a trusted network, or
-with the gateway's secret. The address of the client is the peer's, unless the peer is a trusted proxy: then
-it is the last hop in X-Forwarded-For that is not one. A trusted proxy that sends something else than
-addresses is refused, for a guess would end up in the audit.
+with the gateway's secret. Where nobody has said which networks are trusted, this machine itself is: but not
+what a proxy there passes on, which X-Forwarded-For and Forwarded give away. The address of the client is the
+peer's, unless the peer is a trusted proxy: then it is the last hop in X-Forwarded-For that is not one. A
+trusted proxy that sends something else than addresses is refused, for a guess would end up in the audit.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ class Gatekeeper:
         self._key_of = key_of
         self._check_credit = check_credit
         self._trusted_networks = settings.trusted_networks
+        self._trusts_forwarders = "trusted_networks" in settings.model_fields_set
         self._trusted_proxies = settings.trusted_proxies
         secret = settings.gateway_secret
         self._secret = None if secret is None else secret.get_secret_value().encode()
@@ -84,9 +86,14 @@ class Gatekeeper:
         authorization = environ.get("HTTP_AUTHORIZATION")
         if authorization is not None:
             return self._by_key(authorization, peer, environ)
-        if not peer.may_name_users and not self._knows_the_secret(environ):
+        is_believed = peer.may_name_users and (self._trusts_forwarders or not _is_forwarded(environ))
+        if not is_believed and not self._knows_the_secret(environ):
+            forwarded = (
+                " for whom it forwards, unless trusted_networks says so" if peer.may_name_users else ""
+            )
             raise UntrustedCallerError(
-                f"X-User-ID is not believed from {peer.text}: it needs an API key, or a gateway's secret."
+                f"X-User-ID is not believed from {peer.text}{forwarded}: "
+                "it needs an API key, or a gateway's secret."
             )
         user = environ.get("HTTP_X_USER_ID")
         if user is None:
@@ -179,6 +186,10 @@ class Gatekeeper:
             may_name_users=_lies_in(address, self._trusted_networks),
             is_proxy=_lies_in(address, self._trusted_proxies),
         )
+
+
+def _is_forwarded(environ: Mapping[str, Any]) -> bool:
+    return "HTTP_X_FORWARDED_FOR" in environ or "HTTP_FORWARDED" in environ
 
 
 def _check_names(user: str, project: str) -> None:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from serving.access.errors import InvalidRequestError, UnknownKeyError
-from serving.access.store import SOURCE, api_keys, changing, looking
+from serving.access.store import SOURCE, api_keys, changing, key_rotations, looking
 from serving.settings import Network
 from tallybook.acts import Act
 from tallybook.usage import MAX_TEXT, NAME
@@ -96,7 +96,9 @@ def revoke(store: Engine, journal_dir: Path, key_id: str, by: str) -> Key:
 def rotate(store: Engine, journal_dir: Path, key_id: str, grace: timedelta, by: str) -> tuple[Key, str]:
     """Make a key at the same terms; the old one works for the grace time, or until it would have expired.
 
-    Raises: UnknownKeyError: there is none, or it was revoked. AccessUnavailableError. OSError.
+    Once for a key: its end is that of its grace now, so a second one made of it would end with it.
+    Raises: UnknownKeyError: there is none, or it was revoked. InvalidRequestError: it was rotated before.
+        AccessUnavailableError. OSError.
     """
     now = _now()
     secret, new_id = _new_secret(), _new_id()
@@ -105,6 +107,10 @@ def rotate(store: Engine, journal_dir: Path, key_id: str, grace: timedelta, by: 
     act = Act(source=SOURCE, who=by, kind="key.rotated", details=details, time=now)
     with changing(store, journal_dir, act) as connection:
         old = _one(connection, key_id)
+        follower = connection.scalar(sa.select(key_rotations.c.new_key).where(key_rotations.c.key == key_id))
+        if follower is not None:
+            raise InvalidRequestError(f"{key_id} was rotated to {follower}: rotate that, or revoke {key_id}")
+        connection.execute(key_rotations.insert().values(key=key_id, new_key=new_id))
         row = dict(connection.execute(sa.select(api_keys).where(api_keys.c.id == key_id)).mappings().one())
         row |= {"id": new_id, "created_at": now, "created_by": by, "secret_sha256": hash_of(secret)}
         connection.execute(api_keys.insert().values(**row))

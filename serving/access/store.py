@@ -73,6 +73,14 @@ api_keys = sa.Table(
     sa.Column("revoked_at", Moment),
 )
 
+# A key that was rotated, and the one that follows it.
+key_rotations = sa.Table(
+    "key_rotations",
+    metadata,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("new_key", sa.Text, nullable=False),
+)
+
 # Limits that differ from the settings' for one user, project or key.
 quota_limits = sa.Table(
     "quota_limits",

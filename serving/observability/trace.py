@@ -48,8 +48,8 @@ class Trace:
     """One request. Its id is the id of its usage event, and never a client's."""
 
     __slots__ = (
-        "attempt", "body_at", "caller", "code", "completion_tokens", "ended_at", "method", "model",
-        "model_version", "operation", "parent", "path", "peer", "prompt_tokens", "reason",
+        "attempt", "body_at", "caller", "code", "completion_tokens", "ended_at", "is_counted", "method",
+        "model", "model_version", "operation", "parent", "path", "peer", "prompt_tokens", "reason",
         "request_id", "route", "seconds", "span_id",
         "started", "status", "stream", "tracestate",
     )  # fmt: skip
@@ -67,6 +67,7 @@ class Trace:
         self.route: str | None = None  # of ours; None if the path is not
         self.caller: Caller | None = None
         self.attempt: Attempt | None = None  # for its Idempotency-Key
+        self.is_counted = False  # among the requests of the caller's minute
         self.operation: str | None = None
         self.model: str | None = None
         self.model_version: str | None = None

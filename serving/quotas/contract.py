@@ -55,7 +55,15 @@ class Quotas(Protocol):
     def reserve(self, caller: Caller, model: str, most_tokens: int) -> Reservation:
         """Hold the most that a request may use: its input and all that may be generated.
 
+        It counts as a request of this minute, held or refused.
         Raises: QuotaExceededError: a quota has not so much left. QuotaUnavailableError.
+        """
+        ...
+
+    def count(self, caller: Caller) -> None:
+        """Count a request of this minute that ended before it was reserved.
+
+        Raises: QuotaExceededError: there were too many by then. QuotaUnavailableError.
         """
         ...
 
@@ -175,7 +183,7 @@ _TOLD: dict[str, tuple[type[QuotaExceededError], str]] = {
 def refusal(
     caller: Caller, counts: Counts, limits: Limits, periods: Periods, now: float, most_tokens: int
 ) -> QuotaExceededError:
-    """What a caller is told whose request has no room in a quota."""
+    """What a caller is told whose request has no room in a quota; `counts` are those before it."""
     quota = _exceeded(counts, limits, most_tokens)
     standing = standings(counts, limits, periods.resets_in(now))[quota]
     error, what = _TOLD[quota]
@@ -189,7 +197,7 @@ def refusal(
     used = (
         counts.user_day + counts.user_reserved,
         counts.project_month + counts.project_reserved,
-        counts.requests,
+        counts.requests + 1,
     )
     headers = {"Retry-After": str(wait), **ratelimit_headers(used, limits, periods, now)}
     return error(message, headers)

@@ -69,6 +69,7 @@ class MemoryQuotas:
             if lease_from >= self._sweep_at:
                 self._sweep(lease_from)
             requests = self._requests.get(who, 0)
+            self._requests[who] = requests + 1
             concurrent = self._open.get(who, 0)
             by_user = self._held_by_user.get(user, 0) + most_tokens
             by_project = self._held_by_project.get(project, 0) + most_tokens
@@ -78,15 +79,25 @@ class MemoryQuotas:
                 or self._by_user.get(user, 0) + by_user > limits[_USER_DAY]
                 or self._by_project.get(project, 0) + by_project > limits[_PROJECT_MONTH]
             ):
-                counts = self._counts(user, project, who)
+                counts = self._counts(user, project, who)._replace(requests=requests)
                 raise refusal(caller, counts, limits, self._periods, now, most_tokens)
-            self._requests[who] = requests + 1
             self._open[who] = concurrent + 1
             self._held_by_user[user] = by_user
             self._held_by_project[project] = by_project
             lease = _Lease(self, user, project, who, most_tokens)
             self._leases[lease] = lease_from + self._lease_seconds
         return lease
+
+    def count(self, caller: Caller) -> None:
+        """See `serving.quotas.contract.Quotas`."""
+        limits = self._limits.of(caller)
+        who = requester(caller)
+        with self._lock:
+            now = self._now()
+            counts = self._counts(caller.user, caller.project, who)
+            self._requests[who] = counts.requests + 1
+            if counts.requests >= limits.requests:
+                raise refusal(caller, counts, limits, self._periods, now, 0)
 
     def headers(self, caller: Caller) -> Mapping[str, str]:
         """See `serving.quotas.contract.Quotas`. What it looks at may change meanwhile, which does no harm."""

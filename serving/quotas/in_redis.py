@@ -1,7 +1,8 @@
 """Quotas of many workers, counted in Redis; see `serving.quotas.redis_scripts` for what each step does there.
 
 Redis away means that nothing can be promised: requests get 503. What is settled meanwhile is kept, and told
-as soon as Redis answers again. A Redis that has lost its counts is filled from ledger and journal, by one
+as soon as Redis answers again. After a Redis that did not answer in time nobody waits again; a thread looks
+whether it does. A Redis that has lost its counts is filled from ledger and journal, by one
 worker, before anything is reserved.
 """
 
@@ -39,12 +40,14 @@ from serving.settings import ServingSettings
 from tallybook.usage import new_event_id
 
 PREFIX = "{tallybook:quota}:"
-PATIENCE_SECONDS = 2.0  # for an answer of Redis, and for another worker that fills it
+PATIENCE_SECONDS = 2.0  # for another worker that fills it
+LOOK_SECONDS = 0.2  # at a Redis that hangs, so often
 BUILDING_SECONDS = 120  # a worker that takes longer to read the ledger is taken for dead
 INCOMPLETE_SECONDS = 5.0  # without the ledger counts hold for so long; then it is asked again
 _KEPT_SECONDS = 2 * 86_400  # counts of a period are kept beyond its end, for clocks that differ
 _REMEMBERED = 10_000
 _AT_ONCE = 1000
+_UNAVAILABLE = "Quotas can't be checked now, so nothing is served."
 
 log = logging.getLogger(__name__)
 
@@ -71,17 +74,17 @@ class RedisQuotas:
         self.lease_milliseconds = int(lease_seconds * 1000)
         self._redis = redis.Redis.from_url(
             settings.redis_url.get_secret_value(),
-            socket_timeout=PATIENCE_SECONDS,
-            socket_connect_timeout=PATIENCE_SECONDS,
-            retry=Retry(
-                NoBackoff(), 1
-            ),  # of a connection that was idle too long; each step may be said twice
+            socket_timeout=settings.redis_timeout_seconds,
+            socket_connect_timeout=settings.redis_timeout_seconds,
+            # Of a connection that was idle too long; each step may be said twice.
+            retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
         )
         script = self._redis.register_script
         self._reserve = script(redis_scripts.RESERVE)
         self._settle = script(redis_scripts.SETTLE)
         self._renew = script(redis_scripts.RENEW)
         self._standing = script(redis_scripts.STANDING)
+        self._count = script(redis_scripts.COUNT)
         self._held = script(redis_scripts.HELD)
         self._begin_building = script(redis_scripts.BEGIN_BUILDING)
         self._absorb = script(redis_scripts.ABSORB)
@@ -91,6 +94,8 @@ class RedisQuotas:
         self._untold: deque[list[object]] = deque()
         self._lock = threading.Lock()
         self._problem: str | None = None
+        self._hangs = False
+        self._stop = threading.Event()
 
     def reserve(self, caller: Caller, model: str, most_tokens: int) -> _Lease:
         """See `serving.quotas.contract.Quotas`."""
@@ -114,6 +119,14 @@ class RedisQuotas:
         self._remember(subject, counts, most_tokens)
         return lease
 
+    def count(self, caller: Caller) -> None:
+        """See `serving.quotas.contract.Quotas`."""
+        limits = self._limits.of(caller)
+        now, periods = self._now()
+        counts = self._counts(self._count, caller, now, periods)
+        if counts.requests >= limits.requests:
+            raise refusal(caller, counts, limits, periods, now, 0)
+
     def headers(self, caller: Caller) -> Mapping[str, str]:
         """As Redis told when the caller's last request of this worker was reserved, which asks it no more."""
         counts = self._seen.get(_subject(caller), Counts())
@@ -128,8 +141,7 @@ class RedisQuotas:
     def standing(self, caller: Caller) -> Mapping[str, Standing]:
         """See `serving.quotas.contract.Quotas`. Raises: QuotaUnavailableError."""
         now, periods = self._now()
-        args = [*_subject(caller), *_names(periods), int(now // MINUTE_SECONDS)]
-        counts = Counts(*self._ask(self._standing, args))
+        counts = self._counts(self._standing, caller, now, periods)
         return standings(counts, self._limits.of(caller), periods.resets_in(now))
 
     def reserved_tokens(self) -> int:
@@ -146,6 +158,7 @@ class RedisQuotas:
             self._tell_untold()
         except QuotaUnavailableError:
             log.error("Redis was never told of %s settled requests", len(self._untold))  # noqa: TRY400
+        self._stop.set()
         self._redis.close()
 
     def end(self, lease: _Lease, used_tokens: int) -> None:
@@ -177,6 +190,10 @@ class RedisQuotas:
         except (redis.RedisError, QuotaUnavailableError) as error:
             log.error("what was used before is not counted yet: %s", error)  # noqa: TRY400
 
+    def _counts(self, script: Any, caller: Caller, now: float, periods: Periods) -> Counts:
+        args = [*_subject(caller), *_names(periods), int(now // MINUTE_SECONDS)]
+        return Counts(*self._ask(script, args))
+
     def _tell_untold(self) -> None:
         while self._untold:
             try:
@@ -190,17 +207,40 @@ class RedisQuotas:
                 raise
 
     def _ask(self, script: Any, args: Iterable[object]) -> Any:
+        if self._hangs:
+            raise QuotaUnavailableError(_UNAVAILABLE)
         try:
             answer = script(keys=[PREFIX], args=list(args))
         except redis.RedisError as error:
             if self._problem is None:
                 log.error("Redis does not answer: %s", error)  # noqa: TRY400 -- the message says it all
             self._problem = f"Redis does not answer: {error}"
-            raise QuotaUnavailableError("Quotas can't be checked now, so nothing is served.") from None
+            if isinstance(error, redis.TimeoutError):
+                self._look_again()
+            raise QuotaUnavailableError(_UNAVAILABLE) from None
         if self._problem is not None and self._problem.startswith("Redis"):
             log.warning("Redis answers again")
             self._problem = None
         return answer
+
+    def _look_again(self) -> None:
+        """Wait for no answer until Redis gives one again, or is plainly not there."""
+        with self._lock:
+            if self._hangs:
+                return
+            self._hangs = True
+        threading.Thread(target=self._look, name="quotas: Redis hangs", daemon=True).start()
+
+    def _look(self) -> None:
+        while not self._stop.wait(LOOK_SECONDS):
+            try:
+                self._redis.ping()
+            except redis.TimeoutError:
+                continue
+            except redis.RedisError:
+                pass
+            break
+        self._hangs = False
 
     def _build(self) -> None:
         """Fill Redis with what was used before, or wait a moment for the worker that does."""

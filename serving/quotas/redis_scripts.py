@@ -40,6 +40,11 @@ local function counts(user, project, who, day, month, minute)
   for number = 1, 6 do found[number] = tonumber(found[number] or 0) end
   return found
 end
+local function count(who, minute)
+  local key = P .. 'minute:' .. minute .. ':' .. who
+  redis.call('INCR', key)
+  redis.call('EXPIRE', key, 120)
+end
 """
 
 # ARGV: id, user, project, requester, day, month, minute, most tokens, the four limits, lease in milliseconds.
@@ -52,6 +57,7 @@ sweep()
 local found = counts(ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7])
 local most = tonumber(ARGV[8])
 if redis.call('HEXISTS', P .. 'leases', ARGV[1]) == 1 then return {1, found} end
+count(ARGV[4], ARGV[7])
 if found[1] + found[2] + most > tonumber(ARGV[9]) or found[3] + found[4] + most > tonumber(ARGV[10])
     or found[5] >= tonumber(ARGV[11]) or found[6] >= tonumber(ARGV[12]) then
   return {0, found}
@@ -60,9 +66,6 @@ redis.call('INCRBY', P .. 'held:user:' .. ARGV[2], ARGV[8])
 redis.call('INCRBY', P .. 'held:project:' .. ARGV[3], ARGV[8])
 redis.call('INCRBY', P .. 'held', ARGV[8])
 redis.call('INCR', P .. 'open:' .. ARGV[4])
-local minute = P .. 'minute:' .. ARGV[7] .. ':' .. ARGV[4]
-redis.call('INCR', minute)
-redis.call('EXPIRE', minute, 120)
 redis.call('HSET', P .. 'leases', ARGV[1], cjson.encode({ARGV[2], ARGV[3], ARGV[4], ARGV[8]}))
 redis.call('ZADD', P .. 'ends', now + ARGV[13], ARGV[1])
 return {1, found}
@@ -108,6 +111,16 @@ STANDING = (
     + """
 sweep()
 return counts(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6])
+"""
+)
+
+# ARGV: as for STANDING. Counts a request of the minute, and returns the counts before.
+COUNT = (
+    _COMMON
+    + """
+local found = counts(ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5], ARGV[6])
+count(ARGV[3], ARGV[6])
+return found
 """
 )
 

@@ -15,6 +15,9 @@ class Unlimited:
         """See `serving.quotas.contract.Quotas`."""
         return _NOTHING
 
+    def count(self, caller: Caller) -> None:
+        """See `serving.quotas.contract.Quotas`."""
+
     def headers(self, caller: Caller) -> Mapping[str, str]:
         """None."""
         return {}

@@ -121,7 +121,7 @@ def _ask(
     while True:
         version = choice.version
         ids = version.prompt_ids(text)
-        reservation = services.quotas.reserve(caller, version.model, len(ids) + version.most_output_tokens)
+        reservation = services.reserve(current, version.model, len(ids) + version.most_output_tokens)
         try:
             with services.queue.place(caller, version.model, deadline):
                 return choice, ids, _predict(services, current, version, ids, deadline), reservation

@@ -10,6 +10,7 @@ from serving.errors import ModelUnavailableError
 from serving.observability import logs
 from serving.settings import ServingSettings
 from tests.apis import USER, Api, running_app
+from tests.serving.quotas.courses import Clock
 
 
 @pytest.fixture
@@ -52,6 +53,31 @@ def test_an_unknown_path_or_method_is_told_in_json(
     assert response.content_type == "application/json"
     assert "<" not in response.text
     assert response.headers["X-Request-ID"] == response.get_json()["error"]["request_id"]
+
+
+def test_refused_requests_count_in_the_minute_and_are_told_when_there_are_too_many(tmp_path: Path) -> None:
+    with running_app(tmp_path, quota_requests_per_minute=3) as api:
+        api.services.quotas._clock = Clock()  # type: ignore[attr-defined]
+        refused = [
+            api.client.post("/analyze", data="{", headers=USER),
+            api.client.post("/v1/chat/completions", json={"model": "none"}, headers=USER),
+            api.client.post("/v1/classify", json={"model": "review-sentiment"}, headers=USER),
+            api.client.post("/analyze", data="{", headers=USER),
+            api.client.post("/analyze", json={"text": "hotel"}, headers=USER),
+        ]
+        codes = [answer.get_json()["error"]["code"] for answer in refused]
+        assert codes == ["invalid_json", "model_not_found", "invalid_value", *["quota_requests"] * 2]
+        assert "Retry-After" in refused[3].headers
+        assert api.client.post("/analyze", data="{").get_json()["error"]["code"] == "missing_user"
+        assert api.analyze(**{"X-User-ID": "user-b"}).status_code == 200
+
+
+def test_a_request_counts_once_and_again_for_its_repetition(tmp_path: Path) -> None:
+    with running_app(tmp_path) as api:
+        api.services.quotas._clock = Clock()  # type: ignore[attr-defined]
+        for answers in (1, 2):
+            answer = api.analyze(**{"Idempotency-Key": "one"})
+            assert answer.headers["x-ratelimit-remaining-requests"] == str(600 - answers)
 
 
 def test_a_wrong_method_is_told_the_right_one(api: Api) -> None:

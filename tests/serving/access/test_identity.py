@@ -204,7 +204,20 @@ def test_a_trusted_proxy_that_forwards_nonsense_is_refused_not_guessed_at(forwar
 
 
 def test_a_peer_that_is_no_proxy_can_forward_nothing() -> None:
-    assert identify({}, X_USER_ID="a", X_FORWARDED_FOR="203.0.113.7").client_ip == "127.0.0.1"
+    settings = {"trusted_networks": ["127.0.0.0/8"]}
+    assert identify(settings, X_USER_ID="a", X_FORWARDED_FOR="203.0.113.7").client_ip == "127.0.0.1"
+
+
+@pytest.mark.parametrize("header", ["X_FORWARDED_FOR", "FORWARDED"])
+@pytest.mark.parametrize("more", [{}, {"trusted_proxies": ["127.0.0.0/8"]}])
+def test_what_a_proxy_on_the_same_machine_passes_on_is_believed_only_where_it_is_said(
+    header: str, more: dict[str, Any]
+) -> None:
+    forwarded = {"X_USER_ID": "user-a", header: "203.0.113.7"}
+    assert refusal(more, **forwarded) == (403, "untrusted_caller")
+    assert identify({**more, "gateway_secret": SECRET}, X_GATEWAY_SECRET=SECRET, **forwarded).user == "user-a"
+    assert identify({**more, "trusted_networks": ["127.0.0.0/8"]}, **forwarded).user == "user-a"
+    assert identify(more, AUTHORIZATION=bearer("plain"), **{header: "203.0.113.7"}).user == "anna"
 
 
 def test_a_key_says_who_asks_from_anywhere() -> None:

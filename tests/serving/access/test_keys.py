@@ -102,6 +102,23 @@ def test_a_rotated_key_works_for_its_grace_time(store: Engine, access: Access, t
     }  # fmt: skip
 
 
+def test_a_key_is_rotated_once_and_its_grace_is_its_own(
+    store: Engine, access: Access, tmp_path: Path
+) -> None:
+    first, first_secret = keys.create(store, tmp_path, TERMS, "laptop", None, "root")
+    second, _ = keys.rotate(store, tmp_path, first.id, DAY, "root")
+    access.refresh()
+    ends = access.key(first_secret).expires_at
+    for grace in (timedelta(0), 2 * DAY):
+        with pytest.raises(InvalidRequestError, match=f"{first.id} was rotated to {second.id}"):
+            keys.rotate(store, tmp_path, first.id, grace, "root")
+    third, _ = keys.rotate(store, tmp_path, second.id, timedelta(0), "root")
+    access.refresh()
+    assert access.key(first_secret).expires_at == ends
+    assert (second.expires_at, third.expires_at) == (None, None)
+    assert [kind for kind, _ in told(tmp_path)] == ["key.created", "key.rotated", "key.rotated"]
+
+
 def test_an_expired_key_says_so(store: Engine, access: Access, tmp_path: Path) -> None:
     _, secret = keys.create(store, tmp_path, TERMS, "laptop", datetime.now(timezone.utc) + DAY, "root")
     with store.begin() as connection:

@@ -65,7 +65,7 @@ def test_a_reservation_ends_once() -> None:
 def test_each_quota_has_a_code_a_wait_and_headers() -> None:
     clock = Clock(NOON + 12.5)
     quotas = made(
-        clock, user_day_tokens=100, project_month_tokens=150, requests_per_minute=3, concurrent_requests=2
+        clock, user_day_tokens=100, project_month_tokens=150, requests_per_minute=5, concurrent_requests=2
     )
     held = quotas.reserve(ANNA, "m", 100)
     only_reserved = refused(quotas, ANNA, 1)
@@ -78,7 +78,7 @@ def test_each_quota_has_a_code_a_wait_and_headers() -> None:
     )
     assert error.headers == {
         "Retry-After": str(DAY_SECONDS // 2 - 12),
-        "x-ratelimit-limit-requests": "3",
+        "x-ratelimit-limit-requests": "5",
         "x-ratelimit-remaining-requests": "2",
         "x-ratelimit-reset-requests": "48s",
         "x-ratelimit-limit-tokens": "100",
@@ -100,6 +100,18 @@ def test_each_quota_has_a_code_a_wait_and_headers() -> None:
     last.release()
     error = refused(quotas, ANNA, 0)
     assert (error.code, error.headers["Retry-After"]) == ("quota_requests", "48")
+
+
+def test_requests_that_are_refused_count_as_well() -> None:
+    quotas = made(user_day_tokens=10, requests_per_minute=3)
+    assert refused(quotas, ANNA, 11).code == "quota_user_day"
+    quotas.count(ANNA)
+    assert refused(quotas, ANNA, 11).code == "quota_user_day"
+    assert refused(quotas, ANNA, 11).code == "quota_requests"
+    with pytest.raises(QuotaExceededError) as one_too_many:
+        quotas.count(ANNA)
+    assert one_too_many.value.code == "quota_requests"
+    assert quotas.standing(ANNA)[REQUESTS].used == 5
 
 
 def test_requests_are_counted_by_key_and_by_user_without_one() -> None:

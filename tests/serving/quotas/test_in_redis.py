@@ -3,6 +3,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from serving.access.known import Known
 from serving.errors import QuotaExceededError, QuotaUnavailableError
 from serving.quotas import in_redis
 from serving.quotas.in_redis import PREFIX, RedisQuotas
-from serving.quotas.limits import PROJECT_MONTH, USER_DAY, LimitBook
+from serving.quotas.limits import PROJECT_MONTH, REQUESTS, USER_DAY, LimitBook
 from serving.quotas.past import read_past
 from serving.settings import ServingSettings
 from tests.apis import running_app
@@ -43,9 +44,12 @@ def empty(server: RedisServer) -> None:
         client.flushall()
 
 
-def made(url: str, folder: Path, lease_seconds: float = 60.0, **limits: Any) -> RedisQuotas:
+def made(
+    url: str, folder: Path, lease_seconds: float = 60.0, patience: float = 2.0, **limits: Any
+) -> RedisQuotas:
     settings = ServingSettings(
         redis_url=url,
+        redis_timeout_seconds=patience,
         journal_dir=folder / "journal",
         ledger_url=f"sqlite:///{folder / 'ledger.db'}",
         **{f"quota_{name}": most for name, most in limits.items()},
@@ -95,6 +99,20 @@ def test_every_quota_holds(server: RedisServer, tmp_path: Path) -> None:
             few.reserve(ANNA, "m", 0).release()
         except QuotaExceededError as error:
             code = error.code
+
+
+def test_requests_that_are_refused_count_as_well(server: RedisServer, tmp_path: Path) -> None:
+    quotas = made(server.url, tmp_path, user_day_tokens=10)
+    quotas._clock = Clock()
+    assert refusal(quotas, ANNA, 11).headers["x-ratelimit-remaining-requests"] == "599"
+    quotas.count(ANNA)
+    assert quotas.standing(ANNA)[REQUESTS].used == 2
+    few = made(server.url, tmp_path, requests_per_minute=2)
+    few._clock = quotas._clock
+    with pytest.raises(QuotaExceededError) as one_too_many:
+        few.count(ANNA)
+    assert one_too_many.value.code == "quota_requests"
+    assert refusal(few, ANNA, 0).code == "quota_requests"
 
 
 def test_a_lease_that_nobody_ends_is_given_back(server: RedisServer, tmp_path: Path) -> None:
@@ -203,6 +221,49 @@ def test_a_request_is_refused_with_503_while_redis_is_away(tmp_path: Path) -> No
         answer = api.analyze()
         assert (answer.status_code, answer.json["error"]["code"]) == (503, "quota_unavailable")
         assert api.events() == []
+
+
+def test_a_redis_that_hangs_is_waited_for_once_and_told_later_what_was_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_redis() as mine:
+        quotas = made(mine.url, tmp_path, patience=0.1)
+        lease = quotas.reserve(ANNA, "m", 10)
+        mine.hang()
+        with pytest.raises(QuotaUnavailableError):
+            quotas.reserve(ANNA, "m", 1)
+        with monkeypatch.context() as patched:
+            for step in ("_reserve", "_renew", "_settle", "_count"):
+                patched.setattr(quotas, step, lambda **asked: pytest.fail("Redis was asked again"))
+            with pytest.raises(QuotaUnavailableError):
+                quotas.reserve(ANNA, "m", 1)
+            lease.renew()
+            lease.settle(7)
+        assert (quotas.problem() or "").startswith("Redis does not answer")
+        mine.go_on()
+        wait_until(lambda: not quotas._hangs)
+        quotas.reserve(ANNA, "m", 1).release()
+        assert standing(quotas, ANNA, USER_DAY)[0] == 7
+        assert quotas.problem() is None
+
+
+def test_what_is_under_way_is_answered_while_redis_hangs_and_nothing_else_is(tmp_path: Path) -> None:
+    with (
+        running_redis() as mine,
+        running_app(tmp_path, redis_url=mine.url, redis_timeout_seconds=0.1) as api,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        api.server.may_answer.clear()
+        under_way = pool.submit(api.analyze)
+        assert api.server.was_asked.acquire(timeout=30)
+        mine.hang()
+        api.server.may_answer.set()
+        assert under_way.result(30).status_code == 200
+        answer = api.analyze()
+        assert (answer.status_code, answer.json["error"]["code"]) == (503, "quota_unavailable")
+        assert len(api.events()) == 1
+        mine.go_on()
+        wait_until(lambda: api.analyze().status_code == 200)
 
 
 def test_sixty_four_clients_of_four_workers_never_exceed_a_nearly_used_quota(
