@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from serving.catalog import Catalog, Choice
 from serving.errors import (
@@ -17,7 +16,7 @@ from serving.errors import (
     ModelTimeoutError,
     ModelVersionNotFoundError,
 )
-from serving.inference import Metadata
+from serving.inference import AskMany, Rows
 from serving.metering import Served
 from serving.observability.trace import Trace
 from serving.quotas.contract import Reservation
@@ -27,7 +26,6 @@ from serving.tokenization import ModelVersion
 _ROWS = 32  # of one call to the model server, whatever length they have
 
 Inputs = Sequence[str | Sequence[int]]
-Rows = NDArray[np.float32]  # [inputs, columns]
 
 
 class Operation(NamedTuple):
@@ -38,7 +36,7 @@ class Operation(NamedTuple):
     """
 
     name: str
-    ask: Callable[[str, int, Sequence[Sequence[int]], float, Metadata], Rows]
+    ask: AskMany
     columns: Callable[[ModelVersion], int]
     body: Callable[[ModelVersion, Rows, int], bytes]
 
@@ -122,7 +120,9 @@ def _ids(version: ModelVersion, given: str | Sequence[int]) -> Sequence[int]:
     if not ids or (version.task == "classification" and isinstance(given, str) and version.is_empty(ids)):
         raise InvalidValueError("input", "An input has nothing that the model can read.")
     if max(ids) >= version.vocabulary_size:
-        raise InvalidValueError("input", f"{version.model} has tokens up to {version.vocabulary_size - 1}.")
+        raise InvalidValueError(
+            "input", f"The model {version.model} has tokens up to {version.vocabulary_size - 1}."
+        )
     return ids
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import orjson
 
 from serving import batches
-from serving.batches import Operation, Rows
+from serving.batches import Operation
 from serving.catalog import Catalog
 from serving.errors import UnsupportedByModelError
+from serving.inference import Rows
 from serving.observability.trace import Trace
 from serving.routes.v1_requests import inputs_of
 from serving.services import Services
@@ -21,7 +22,9 @@ from serving.tokenization import ModelVersion
 def answer(services: Services, current: Trace, catalog: Catalog, document: dict[str, Any]) -> bytes:
     """The label of each input, once their usage is recorded. Raises: ApiError: it costs nothing."""
     if any(document.get(name) is False for name in ("activation", "softmax", "use_activation")):
-        raise UnsupportedByModelError(f"{catalog.model} gives probabilities only, not what is before them.")
+        raise UnsupportedByModelError(
+            f"The model {catalog.model} gives probabilities only, not what is before them."
+        )
     operation = Operation(
         "classify", services.model.classify, ModelVersion.label_count, partial(_body, current.request_id)
     )

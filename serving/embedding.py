@@ -10,9 +10,10 @@ from typing import Any, Literal
 import orjson
 
 from serving import batches
-from serving.batches import Operation, Rows
+from serving.batches import Operation
 from serving.catalog import Catalog
 from serving.errors import InvalidValueError
+from serving.inference import Rows
 from serving.observability.trace import Trace
 from serving.routes.v1_requests import inputs_of
 from serving.services import Services
@@ -35,14 +36,15 @@ def answer(services: Services, current: Trace, catalog: Catalog, document: dict[
 def _form_of(document: Mapping[str, Any]) -> Form:
     form = document.get("encoding_format")
     if form not in (None, "float", "base64"):
-        raise InvalidValueError("encoding_format", "encoding_format must be float or base64.")
+        raise InvalidValueError("encoding_format", '"encoding_format" must be float or base64.')
     return "base64" if form == "base64" else "float"
 
 
 def _dimension(asked: object, version: ModelVersion) -> int:
     if asked is not None and (type(asked) is not int or asked != version.dimension):
         raise InvalidValueError(
-            "dimensions", f"{version.model} has embeddings of {version.dimension} dimensions, and no others."
+            "dimensions",
+            f"The model {version.model} has embeddings of {version.dimension} dimensions, and no others.",
         )
     return version.dimension or 0  # a model that embeds has one: its card was checked
 

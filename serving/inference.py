@@ -43,6 +43,10 @@ __all__ = [
 ]
 
 Metadata = tuple[tuple[str, str], ...]  # of a call: headers in lower case, such as traceparent
+Rows = NDArray[np.float32]  # [inputs, columns]
+# Model, version, token ids of one text or of several, the most seconds, metadata.
+AskOne = Callable[[str, int, Sequence[int], float, Metadata], NDArray[np.float32]]
+AskMany = Callable[[str, int, Sequence[Sequence[int]], float, Metadata], Rows]
 _CHANNEL_OPTIONS = [
     # A restarted server is found again within a second.
     ("grpc.initial_reconnect_backoff_ms", 100),

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from serving.access.credit import Credit
 from serving.access.idempotency import Idempotency
@@ -15,7 +12,7 @@ from serving.access.identity import Gatekeeper
 from serving.access.known import Access
 from serving.catalog import Catalog, ModelServer
 from serving.engines.models import EngineModel, load_engine_models
-from serving.inference import Metadata, ModelClient
+from serving.inference import AskMany, AskOne, ModelClient
 from serving.journal import Sink
 from serving.kafka import sink_of
 from serving.metering import Meter
@@ -34,36 +31,18 @@ from serving.tokenization import Task
 class Model(ModelServer, Protocol):
     """What answers: `serving.inference.ModelClient`, or a stand-in for measurements."""
 
-    def predict(
-        self,
-        model: str,
-        version: int,
-        input_ids: Sequence[int],
-        timeout_seconds: float,
-        metadata: Metadata = (),
-    ) -> NDArray[np.float32]:
+    @property
+    def predict(self) -> AskOne:
         """Probabilities, float32 [labels]."""
         ...
 
-    def embed(
-        self,
-        model: str,
-        version: int,
-        inputs: Sequence[Sequence[int]],
-        timeout_seconds: float,
-        metadata: Metadata = (),
-    ) -> NDArray[np.float32]:
+    @property
+    def embed(self) -> AskMany:
         """Embeddings, float32 [inputs, dimension]."""
         ...
 
-    def classify(
-        self,
-        model: str,
-        version: int,
-        inputs: Sequence[Sequence[int]],
-        timeout_seconds: float,
-        metadata: Metadata = (),
-    ) -> NDArray[np.float32]:
+    @property
+    def classify(self) -> AskMany:
         """Probabilities, float32 [inputs, labels]."""
         ...
 

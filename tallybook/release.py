@@ -14,7 +14,9 @@ import click
 from tallybook import acts
 
 if TYPE_CHECKING:
+    from serving.inference import ModelClient
     from serving.release.steps import Releases
+    from serving.settings import ServingSettings
 
 _MODEL = click.argument("model")
 _BY = click.option(
@@ -98,19 +100,10 @@ def rollback(model: str, who: str) -> None:
 @_MODEL
 def status(model: str) -> None:
     """Show a model's versions, their labels and shares, and why one is not in service."""
-    from serving.inference import ModelClient
-    from serving.release.files import ConfigError
     from serving.release.status import read_status, table
-    from serving.settings import ServingSettings
 
-    settings = ServingSettings()
-    client = ModelClient(settings.model_server_address)
-    try:
+    with _model_server() as (settings, client):
         found = read_status(settings.model_config_path, settings.models_dir, model, client)
-    except ConfigError as error:
-        raise click.ClickException(f"config_invalid: {error}") from error
-    finally:
-        client.close()
     if not found.rows:
         raise click.ClickException(f"model_unknown: neither {settings.models_dir} nor the server has {model}")
     click.echo("\n".join(table(found)))
@@ -174,28 +167,39 @@ def compare(
 @contextmanager
 def _steps(model: str, who: str) -> Iterator[Releases]:
     """The steps of a model's release, each an act of `who`; errors are told in one line with their code."""
+    from serving.release.steps import Place, ReleaseError, Releases
+
+    with _model_server() as (settings, client):
+        served = settings.served_models_dir or settings.models_dir.resolve()
+        place = Place(settings.model_config_path, settings.models_dir, served)
+
+        def record(deed: str, details: Mapping[str, Any]) -> None:
+            kind = f"release.{deed}"
+            act = acts.Act(
+                source="tallybook/release", who=who, kind=kind, details={"model": model, **details}
+            )
+            acts.record(settings.journal_dir, act)
+
+        try:
+            yield Releases(place, client, model, record)
+        except ReleaseError as error:
+            raise click.ClickException(f"{error.code}: {error}") from error
+        except (OSError, ValueError) as error:
+            raise click.ClickException(f"release_not_recorded: {error}") from error
+
+
+@contextmanager
+def _model_server() -> Iterator[tuple[ServingSettings, ModelClient]]:
+    """The settings, and the model server that they name; a bad model config is told in one line."""
     from serving.inference import ModelClient
     from serving.release.files import ConfigError
-    from serving.release.steps import Place, ReleaseError, Releases
     from serving.settings import ServingSettings
 
     settings = ServingSettings()
-    served = settings.served_models_dir or settings.models_dir.resolve()
-    place = Place(settings.model_config_path, settings.models_dir, served)
-
-    def record(deed: str, details: Mapping[str, Any]) -> None:
-        kind = f"release.{deed}"
-        act = acts.Act(source="tallybook/release", who=who, kind=kind, details={"model": model, **details})
-        acts.record(settings.journal_dir, act)
-
     client = ModelClient(settings.model_server_address)
     try:
-        yield Releases(place, client, model, record)
-    except ReleaseError as error:
-        raise click.ClickException(f"{error.code}: {error}") from error
+        yield settings, client
     except ConfigError as error:
         raise click.ClickException(f"config_invalid: {error}") from error
-    except (OSError, ValueError) as error:
-        raise click.ClickException(f"release_not_recorded: {error}") from error
     finally:
         client.close()

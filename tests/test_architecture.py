@@ -27,8 +27,9 @@ GROUND = {
     "release_steps",
     "segments",
     "toml",
+    "unread",
 }  # modules that every package may stand on
-STANDARD_LIBRARY_ONLY = {"acts", "usage", "calendar", "files", "segments"}
+STANDARD_LIBRARY_ONLY = {"acts", "usage", "calendar", "files", "segments", "unread"}
 OURS = {"tallybook", *MAY_IMPORT}
 LONGEST_LINES = 400
 

@@ -15,7 +15,6 @@ from sqlalchemy.engine import Connection
 from billing import money
 from billing.aggregates import prove_hours, whole
 from billing.alerts.baseline import WEEKS, SurgeRule, judge
-from billing.alerts.journal_lag import unread
 from billing.alerts.quota_limits import PROJECT_MONTH, USER_DAY, quota_limits
 from billing.alerts.tables import network_days
 from billing.budgets import read_budgets
@@ -28,8 +27,9 @@ from billing.prices.book import kept_tariff
 from billing.prices.file import read_tariff
 from billing.reconciliation.metered import reconcile_day
 from billing.settings import BillingSettings
-from billing.tables import bill_days, event_batches, usage_hours
+from billing.tables import bill_days, event_batches, journal_offsets, usage_hours
 from tallybook.calendar import ONE_DAY, billing_day, day_interval, month_start
+from tallybook.unread import unread
 
 WINDOW = WEEKS * 7 * ONE_DAY
 _LATE_EVENTS = timedelta(
@@ -233,15 +233,17 @@ def unmetered(scene: Scene) -> Iterable[Finding]:
 
 def journal_lag(scene: Scene) -> Iterable[Finding]:
     """Events that wait in the journal for longer than ingest should take."""
-    waiting = unread(scene.connection, scene.settings.journal_dir)
-    if waiting is None or waiting.oldest is None:
+    reached = scene.connection.execute(sa.select(journal_offsets))
+    offsets = {row.segment: row.offset_bytes for row in reached}
+    waiting = unread(offsets, scene.settings.journal_dir)
+    if waiting is None:
         return
     minutes = int((scene.now - waiting.oldest).total_seconds() // 60)
     limit = scene.settings.alert_journal_lag_minutes
     if minutes >= limit:
         level = max(1, (minutes // max(limit, 1)).bit_length())
         facts = {
-            "minutes": minutes, "segments": waiting.segments, "bytes": waiting.unread_bytes,
+            "minutes": minutes, "segments": waiting.segments, "bytes": waiting.size_bytes,
             "segment": waiting.oldest_segment,
         }  # fmt: skip
         yield Finding("journal_lag", "journal", "ingest", level, facts)

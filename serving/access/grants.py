@@ -72,7 +72,7 @@ def ask(
     _check(tokens, until, now)
     for name, text in (("reason", reason), ("by", by)):
         if not 0 < len(text) <= MAX_TEXT or not text.isprintable():
-            raise InvalidRequestError(f"{name} must be 1-{MAX_TEXT} printable characters")
+            raise InvalidRequestError(f'"{name}" must be 1-{MAX_TEXT} printable characters')
     grant = Grant(
         id=f"grant-{secrets.token_hex(_ID_BYTES)}",
         quota=quota,
@@ -148,7 +148,7 @@ def _decide(
     with looking(store) as connection:
         asked = _one(connection, grant_id)
     if by == asked.asked_by:
-        raise OwnGrantError(f"{by} asked for {grant_id}, so somebody else decides about it")
+        raise OwnGrantError(f"the user {by} asked for {grant_id}, so somebody else decides about it")
     decided = Grant(
         **_row(asked)
         | {"state": state, "decided_by": by, "decided_at": now}
@@ -181,9 +181,9 @@ def _one(connection: Connection, grant_id: str) -> Grant:
 
 def _check(tokens: int, until: datetime, now: datetime) -> None:
     if not 0 < tokens <= MAX_TOKENS:
-        raise InvalidRequestError(f"tokens must be a whole number from 1 to {MAX_TOKENS}")
+        raise InvalidRequestError(f'"tokens" must be a whole number from 1 to {MAX_TOKENS}')
     if not now < until <= now + LONGEST:
-        raise InvalidRequestError(f"until must be a moment within the next {LONGEST.days} days")
+        raise InvalidRequestError(f'"until" must be a moment within the next {LONGEST.days} days')
 
 
 def _row(grant: Grant) -> dict[str, Any]:

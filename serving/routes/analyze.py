@@ -17,8 +17,6 @@ from serving.errors import (
     BodyTooLargeError,
     EmptyTextError,
     IncompleteBodyError,
-    InvalidEncodingError,
-    InvalidJsonError,
     InvalidTextError,
     JournalError,
     MissingTextError,
@@ -26,6 +24,7 @@ from serving.errors import (
     ModelVersionNotFoundError,
     UnknownFieldError,
 )
+from serving.json_body import document_of
 from serving.metering import Served
 from serving.observability import trace
 from serving.observability.trace import Trace
@@ -194,14 +193,7 @@ def text_of(body: bytes) -> str:
     Raises: InvalidEncodingError, InvalidJsonError, MissingTextError, UnknownFieldError, InvalidTextError,
         EmptyTextError.
     """
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        if "surrogate" in error.msg or "UTF-8" in error.msg:
-            raise InvalidEncodingError("The body must be UTF-8, without halves of surrogate pairs.") from None
-        raise InvalidJsonError(f"The body is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise InvalidJsonError('The body must be a JSON object: {"text": "..."}.')
+    document = document_of(body)
     if "text" not in document:
         raise MissingTextError('The body has no "text".')
     if len(document) > 1:

@@ -26,6 +26,7 @@ from serving.errors import (
     UnknownModelError,
     UnsupportedByModelError,
 )
+from serving.json_body import document_of
 from serving.observability import trace
 from serving.observability.trace import Trace
 from serving.routes.analyze import receive
@@ -33,7 +34,6 @@ from serving.routes.v1_requests import (
     Asked,
     chat_prompt,
     check_embedding_lengths,
-    document_of,
     for_engine,
     generation_of,
     inputs_of,

@@ -12,8 +12,6 @@ from serving.engines.tokens import EngineTokenizer, Prompt
 from serving.errors import (
     BadRequestError,
     ContextTooLongError,
-    InvalidEncodingError,
-    InvalidJsonError,
     InvalidValueError,
 )
 from tallybook.usage import MAX_TOKENS
@@ -37,24 +35,11 @@ class Asked(NamedTuple):
     most_tokens: int | None = None
 
 
-def document_of(body: bytes) -> dict[str, Any]:
-    """Raises: InvalidEncodingError; InvalidJsonError."""
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        if "surrogate" in error.msg or "UTF-8" in error.msg:
-            raise InvalidEncodingError("The body must be UTF-8, without halves of surrogate pairs.") from None
-        raise InvalidJsonError(f"The body is not JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise InvalidJsonError("The body must be a JSON object.")
-    return document
-
-
 def model_of(document: Mapping[str, Any]) -> str:
     """Raises: InvalidValueError."""
     model = document.get("model")
     if not isinstance(model, str) or not model:
-        raise InvalidValueError("model", "model must be the name of a model; GET /v1/models lists them.")
+        raise InvalidValueError("model", '"model" must be the name of a model; GET /v1/models lists them.')
     return model
 
 
@@ -65,12 +50,12 @@ def generation_of(document: dict[str, Any], inputs: int = 1) -> Asked:
     """
     stream = document.get("stream")
     if stream is not None and type(stream) is not bool:
-        raise InvalidValueError("stream", "stream must be true or false.")
+        raise InvalidValueError("stream", '"stream" must be true or false.')
     options = document.get("stream_options")
     if options is not None and not isinstance(options, dict):
-        raise InvalidValueError("stream_options", "stream_options must be an object.")
+        raise InvalidValueError("stream_options", '"stream_options" must be an object.')
     if options is not None and not stream:
-        raise InvalidValueError("stream_options", "stream_options goes with stream: true only.")
+        raise InvalidValueError("stream_options", '"stream_options" goes with "stream": true only.')
     choices = _whole(document, "n", _MOST_CHOICES) or 1
     choices = max(choices, _whole(document, "best_of", _MOST_CHOICES) or 1)
     limits = [
@@ -92,7 +77,7 @@ def messages_of(document: dict[str, Any]) -> list[dict[str, Any]]:
     """Raises: InvalidValueError."""
     messages = document.get("messages")
     if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
-        raise InvalidValueError("messages", "messages must be a list of at least one message.")
+        raise InvalidValueError("messages", '"messages" must be a list of at least one message.')
     for number, message in enumerate(messages):
         if not isinstance(message.get("role"), str):
             raise InvalidValueError(f"messages[{number}].role", "A message's role must be a text.")
@@ -111,12 +96,12 @@ def inputs_of(document: dict[str, Any], param: str) -> list[str | list[int]]:
     given = document.get(param)
     several: list[Any] = given if isinstance(given, list) and not _are_tokens(given) else [given]
     if not 0 < len(several) <= _MOST_INPUTS:
-        raise InvalidValueError(param, f"{param} must hold 1 to {_MOST_INPUTS} entries.")
+        raise InvalidValueError(param, f'"{param}" must hold 1 to {_MOST_INPUTS} entries.')
     for one in several:
         if not (isinstance(one, str) and one) and not (isinstance(one, list) and _are_tokens(one)):
             raise InvalidValueError(
                 param,
-                f"{param} must be a text, a list of token ids, or a list of either; none of them empty.",
+                f'"{param}" must be a text, a list of token ids, or a list of either; none of them empty.',
             )
     return several
 
@@ -125,7 +110,7 @@ def chat_prompt(tokenizer: EngineTokenizer, document: dict[str, Any]) -> Prompt:
     """What the messages come to. Raises: InvalidValueError. BadRequestError: nested too deeply."""
     more = document.get("chat_template_kwargs")
     if more is not None and not isinstance(more, dict):
-        raise InvalidValueError("chat_template_kwargs", "chat_template_kwargs must be an object.")
+        raise InvalidValueError("chat_template_kwargs", '"chat_template_kwargs" must be an object.')
     try:
         return tokenizer.chat(messages_of(document), document.get("tools"), more)
     except RecursionError:
@@ -140,7 +125,7 @@ def most_tokens(engine: Engine, asked: Asked, prompt: Prompt) -> int:
     limit = engine.most_output_tokens
     if asked.most_tokens is not None and asked.most_tokens > limit:
         name = "max_tokens" if "max_tokens" in asked.document else "max_completion_tokens"
-        raise InvalidValueError(name, f"{asked.model} answers with at most {limit} tokens.")
+        raise InvalidValueError(name, f"The model {asked.model} answers with at most {limit} tokens.")
     room = room_for_answer(engine, prompt)
     answer = min(asked.most_tokens or limit, room if room is not None else limit)
     return (prompt.tokens if prompt.exact else engine.max_context_tokens) + asked.choices * answer
@@ -202,5 +187,5 @@ def _whole(document: dict[str, Any], name: str, most: int) -> int | None:
     if value is None:
         return None
     if type(value) is not int or not 1 <= value <= most:
-        raise InvalidValueError(name, f"{name} must be a whole number from 1 to {most}.")
+        raise InvalidValueError(name, f'"{name}" must be a whole number from 1 to {most}.')
     return value

@@ -77,6 +77,18 @@ def gateway(tmp_path: Path) -> Iterator[Gateway]:
         yield running
 
 
+def test_models_and_fields_are_told_as_they_are_spelt(gateway: Gateway) -> None:
+    def message(**body: Any) -> str:
+        told: str = gateway.chat(**body).get_json()["error"]["message"]
+        return told
+
+    assert message(max_tokens=10**6).startswith(f"The model {MODEL} answers with at most ")
+    assert message(stream=5) == '"stream" must be true or false.'
+    assert message(n="x").startswith('"n" must be a whole number')
+    assert message(messages=[]).startswith('"messages" must be a list')
+    assert message(model=None).startswith('"model" must be the name of a model')
+
+
 def test_a_chat_is_passed_on_answered_and_recorded(gateway: Gateway) -> None:
     gateway.engine.script = lambda asked: whole(
         completion(

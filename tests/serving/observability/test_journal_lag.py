@@ -41,6 +41,17 @@ def test_what_ingest_has_not_read_is_told_with_its_age(tmp_path: Path) -> None:
         lag.close()
 
 
+def test_an_event_of_a_clock_that_was_wrong_waits_since_its_segment_changed(tmp_path: Path) -> None:
+    write_segment(tmp_path / "journal", [an_event(time=datetime(1970, 1, 1, tzinfo=timezone.utc))])
+    lag = JournalLag(f"sqlite:///{tmp_path / 'ledger.db'}", tmp_path / "journal")
+    try:
+        waiting = looked(lag)
+        assert waiting is not None
+        assert waiting[1] < 3600
+    finally:
+        lag.close()
+
+
 def test_while_the_ledger_is_away_nothing_is_made_up(tmp_path: Path) -> None:
     lag = JournalLag(f"sqlite:///{tmp_path}", tmp_path)  # a folder is no database
     try:

@@ -1,17 +1,14 @@
-"""What waits in the journal: segments that ingest has not read to their end, and since when."""
+"""What waits in the journal: segments that the ledger's readers have not read to their end; since when."""
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import NamedTuple
 
-import orjson
-import sqlalchemy as sa
-from sqlalchemy.engine import Connection
-
-from billing.tables import journal_offsets
 from tallybook.segments import SUFFIX
 from tallybook.usage import InvalidEventError, instant
 
@@ -26,17 +23,16 @@ class Unread(NamedTuple):
     """
 
     segments: int
-    unread_bytes: int
-    oldest: datetime | None
+    size_bytes: int
+    oldest: datetime
     oldest_segment: str
 
 
-def unread(connection: Connection, journal_dir: Path) -> Unread | None:
-    """What ingest has not read yet; None: nothing."""
-    reached = {row.segment: row.offset_bytes for row in connection.execute(sa.select(journal_offsets))}
+def unread(offsets: Mapping[str, int], journal_dir: Path) -> Unread | None:
+    """What stands behind these offsets, by the segments' names; None: nothing."""
     waiting: list[tuple[datetime, str, int]] = []
     for segment in sorted(journal_dir.glob(f"*{SUFFIX}")):
-        offset = reached.get(segment.name, 0)
+        offset = offsets.get(segment.name, 0)
         try:
             missing = segment.stat().st_size - offset
             if missing > 0:
@@ -55,8 +51,8 @@ def _since(segment: Path, offset: int) -> datetime:
         line = file.readline(_FIRST_LINE_BYTES)
         changed = datetime.fromtimestamp(os.fstat(file.fileno()).st_mtime, timezone.utc)
     try:
-        time = instant(orjson.loads(line)["time"])
-    except (orjson.JSONDecodeError, InvalidEventError, KeyError, TypeError):
+        time = instant(json.loads(line)["time"])
+    except (ValueError, InvalidEventError, KeyError, TypeError, RecursionError):
         return changed
     # Not simply the later of the two: a segment that is written to all the time would never be late.
     return time if changed - time < _WRONG_CLOCK else changed
