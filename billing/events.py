@@ -103,7 +103,7 @@ class _Record(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 _decode = msgspec.json.Decoder(_Record).decode
 
 
-class EventRow(NamedTuple):
+class EventRow(msgspec.Struct, frozen=True, gc=False):
     """An event as its database takes it, the day on which it counts, and the digest of what it said.
 
     `time` is RFC 3339 text in UTC to the microsecond. `ready` is either a line for COPY with its end, the
@@ -125,8 +125,8 @@ class _When(NamedTuple):
     hour: str
     first_band: bytes
 
-    def rest_of_line(self, band: int) -> bytes:
-        return self.first_band if band == 0 else b"%b%d\n" % (self.first_band[:-2], band)
+    def rest_of_line(self, prompt_tokens: int) -> bytes:
+        return b"%b%d\n" % (self.first_band.removesuffix(b"0\n"), context_band(prompt_tokens))
 
 
 class EventReader:
@@ -157,13 +157,12 @@ class EventReader:
             when = self._when(event.time)
         told, end = _told(said)
         prompt = said[_PROMPT]
-        band = 0 if prompt < _SECOND_BAND else context_band(prompt)
         ready: Any
         if self._for_copy:
             start = told[1:-1] + _REST_OF_LINE[end] if b"\\" not in told else _escaped_line(said)
-            ready = start + when.rest_of_line(band)
+            ready = start + (when.first_band if prompt < _SECOND_BAND else when.rest_of_line(prompt))
         else:
-            ready = (*_stored(said), when.hour, band)
+            ready = (*_stored(said), when.hour, context_band(prompt))
         tokens = (prompt, said[_CACHED], said[_COMPLETION])
         return EventRow(said[0], said[2], when.day, leaf_hash(told), tokens, ready)
 
@@ -191,7 +190,9 @@ class EventReader:
             and len(time) == 32
             and (time[:16] in self._minutes or self._is_minute(time[:16]))
             and _REST_OF_TIME.fullmatch(time, 16)
-            and _is_text(id_)
+            and 0 < len(id_) <= MAX_TEXT
+            and id_.isascii()
+            and id_.isprintable()
             and (sha256 is None or _is_text(sha256))
             and (data.trace_id is None or is_trace_id(data.trace_id))
             and (data.prompt_encrypted is None or is_encrypted(data.prompt_encrypted))

@@ -88,7 +88,7 @@ def _id(row: EventRow) -> str:
 def _id_lines(rows: list[EventRow]) -> bytes:
     batches = {day: _batch_of(day.toordinal()).decode() for day in {row.day for row in rows}}
     return "".join(
-        [f"{csv_text(id_)},{batches[day]},\\x{digest.hex()}\n" for id_, _, day, digest, _, _ in rows]
+        [f"{csv_text(row.id)},{batches[row.day]},\\x{row.content_sha256.hex()}\n" for row in rows]
     ).encode()
 
 
