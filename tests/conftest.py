@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from tests.savedmodels import export_tiny_model
+
+# As the commands that load TensorFlow do, for the tests that load it here.
+os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 
 # How long an example takes is the machine's doing: no property here is one of time.
 settings.register_profile("tallybook", deadline=None, suppress_health_check=[HealthCheck.too_slow])

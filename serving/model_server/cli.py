@@ -46,8 +46,10 @@ def run(settings: ModelServerSettings) -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    # TensorFlow reads it when imported: its notices about instruction sets and GPUs are not ours.
+    # TensorFlow reads these when imported: its notices about instruction sets and GPUs are not ours. Keras
+    # would take two seconds and 180 MB, and is not used; the old one is looked for instead, and not found.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     from serving.model_server.batching import BatchingError
     from serving.model_server.server import create_server
