@@ -19,6 +19,7 @@ from billing.reports.drawing import (
     PROMPT,
     Row,
     bars,
+    columns,
     dress,
     figure_of,
     fitted,
@@ -77,8 +78,8 @@ def _hours(report: DayReport, told: Words) -> Figure:
     places = range(len(report.hours))
     prompt = [hour.prompt_tokens for hour in report.hours]
     completion = [hour.completion_tokens for hour in report.hours]
-    axes.bar(places, prompt, color=PROMPT, label=told.prompt, width=0.8)
-    axes.bar(places, completion, bottom=prompt, color=COMPLETION, label=told.completion, width=0.8)
+    columns(axes, places, prompt, color=PROMPT, label=told.prompt)
+    columns(axes, places, completion, bottoms=prompt, color=COMPLETION, label=told.completion)
     _hours_below(axes, report)
     label_axes(axes, x=told.axis_hour.format(zone=report.time_zone), y=told.axis_tokens)
     whole_numbers(axes)
@@ -99,7 +100,7 @@ def _trend(report: DayReport, told: Words) -> Figure:
     places = range(len(report.trend))
     colours = [EARLIER] * (len(places) - 1) + [PROMPT]
     dress(top, told.chart_trend if billed else told.chart_trend_tokens)
-    top.bar(places, [day.total_tokens for day in report.trend], color=colours, width=0.8)
+    columns(top, places, [day.total_tokens for day in report.trend], color=colours)
     label_axes(top, y=told.axis_tokens)
     whole_numbers(top)
     if any(day.usual for day in report.trend):
@@ -108,7 +109,7 @@ def _trend(report: DayReport, told: Words) -> Figure:
     if below and report.currency:
         dress(below[0], "")
         amounts = [height_of(day.amount_minor or 0, report.currency) for day in report.trend]
-        below[0].bar(places, amounts, color=colours, width=0.8)
+        columns(below[0], places, amounts, color=colours)
         below[0].yaxis.set_major_locator(MaxNLocator(4))
         below[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         label_axes(below[0], y=told.axis_cost.format(currency=report.currency))
@@ -120,10 +121,11 @@ def _trend(report: DayReport, told: Words) -> Figure:
 def _band(axes: Axes, report: DayReport, told: Words) -> None:
     """Between which tokens each day would be a usual one."""
     known = [(place, day.usual) for place, day in enumerate(report.trend) if day.usual]
-    axes.bar(
+    columns(
+        axes,
         [place for place, _ in known],
         [max(usual.high - usual.low, usual.high // 100) for _, usual in known],
-        bottom=[usual.low for _, usual in known],
+        bottoms=[usual.low for _, usual in known],
         color=COMPLETION, alpha=0.35, width=1.0, label=told.usual,
     )  # fmt: skip
 

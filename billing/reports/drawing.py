@@ -10,10 +10,12 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import repeat
 from typing import Any
 
 import noto_cjk_sans_otc  # type: ignore[import-untyped]  # it has one constant
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, fontManager, get_font
 from matplotlib.text import Text
@@ -111,6 +113,30 @@ def label_axes(axes: Axes, *, x: str = "", y: str = "") -> None:
         axes.set_xlabel(_plain(x), **font_of())
     if y:
         axes.set_ylabel(_plain(y), **font_of())
+
+
+def columns(
+    axes: Axes,
+    places: Iterable[float],
+    heights: Iterable[float],
+    *,
+    bottoms: Iterable[float] = repeat(0.0),
+    width: float = 0.8,
+    **look: Any,
+) -> None:
+    """Upright bars as one artist: matplotlib's own are one each, which takes it half the time of a chart.
+
+    `look`: properties of a `PolyCollection`, such as its colours and its label.
+    """
+    half = width / 2
+    corners = [
+        [(at - half, low), (at - half, low + high), (at + half, low + high), (at + half, low)]
+        for at, low, high in zip(places, bottoms, heights, strict=False)
+    ]
+    drawn = PolyCollection(corners, linewidth=0, **look)
+    drawn.sticky_edges.y.append(0)  # no margin below the ground
+    axes.add_collection(drawn)
+    axes.autoscale_view()
 
 
 def legend(figure: Figure, columns: int) -> None:
