@@ -16,6 +16,8 @@ from billing.aggregates import hours_sha256, prove_dropped_hours, prove_each_hou
 from billing.day_sums import networks_sha256
 from billing.errors import AuditError, LedgerError
 from billing.ledger import closed_days, lock_ledger, writing
+from billing.owing import owing_days
+from billing.prices.book import kept_tariff
 from billing.seals import batches_root, ids_sha256, verify_events
 from billing.store import partition_name
 from billing.tables import event_batches, usage_events
@@ -36,7 +38,8 @@ def drop_events(ledger: Engine, before: date, now: datetime | None = None) -> It
 
     Each day is proven first: its events are what was stored, and its hours are their sums. What stays:
     every id with the hash of its content, so that no event is ever billed again; every batch with its
-    root, so that the seals can be checked; the hours and the bills. A day that waits for its bill is kept.
+    root, so that the seals can be checked; the hours and the bills. A day that still owes is kept: events
+    that came late, or unrated tokens that have got their price, are to be billed.
     Raises: AuditError, ClosureError: a day can't be proven; it and the later ones are kept.
         LedgerError: somebody reads the events for too long (code ledger_busy).
     """
@@ -96,7 +99,8 @@ def _drop_day(connection: Connection, day: date, now: datetime) -> Dropped | Non
     query = sa.select(event_batches).where(kept).order_by(event_batches.c.id)
     batches = [dict(row) for row in connection.execute(query).mappings()]
     bills = {batch["bill_day"] for batch in batches}
-    if None in bills or closed_days(connection, bills) != bills:
+    owing = owing_days(connection, date.max, kept_tariff(connection).price_list)
+    if day in owing or closed_days(connection, bills) != bills:
         return None
     prove_hours(connection, day)
     events = verify_events(connection, day)

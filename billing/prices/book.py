@@ -13,7 +13,7 @@ from sqlalchemy.engine import Connection
 from billing import chain
 from billing.errors import AuditError, PricesError
 from billing.ledger import lock_ledger
-from billing.prices.past import is_billed, kept_currencies, last_billed
+from billing.prices.past import is_billed, kept_currencies, last_billed, last_unknown_minimum
 from billing.prices.price_list import Price
 from billing.prices.rows import discount_of, discount_row, price_of, price_row, rule_of, rule_row
 from billing.prices.tariff import Tariff
@@ -90,7 +90,8 @@ def import_tariff(connection: Connection, listed: Tariff, by: str, now: datetime
 
     Unrated usage may get a price, from any day on; what is billed keeps its own.
     Raises: PricesError: the import would change what closed bills were rated at or to whom they went (code
-        price_changes_past), or is in another currency than they are (currency_changed).
+        price_changes_past), is in another currency than they are (currency_changed), or has a minimum for
+        requests whose events were dropped (events_dropped).
     """
     lock_ledger(connection)
     now = now or datetime.now(timezone.utc)
@@ -128,6 +129,14 @@ def check(connection: Connection, found: Changes) -> None:
             raise PricesError(
                 "price_changes_past",
                 f"{named(terms)}: what it is for is billed up to {last}; it can take effect after that day",
+            )
+    for price in found.added.prices:
+        dropped = last_unknown_minimum(connection, price)
+        if dropped is not None:
+            raise PricesError(
+                "events_dropped",
+                f"{named(price)}: what single requests of {dropped} lack to its minimum can't be told any "
+                "more, since their events were dropped; give it no minimum up to that day",
             )
 
 

@@ -15,6 +15,7 @@ from billing.tables import (
     bill_days,
     bill_lines,
     bill_totals,
+    event_batches,
     prices,
     wallet_entries,
 )
@@ -33,31 +34,54 @@ def last_billed(connection: Connection, terms: Price | Discount | DepartmentRule
     Unrated usage is not billed: it may get its price, at the discount of its day.
     """
     line = bill_lines.c
-    wanted: list[tuple[sa.ColumnElement[str], str | None]]
     if isinstance(terms, Price):
-        wanted = [
-            (line.model, terms.model),
-            (line.model_version, terms.model_version),
-            (line.model_label, terms.model_label),
-            (line.latency_class, terms.latency_class),
-        ]
-        where = [line.price_id != "", line.context_band >= terms.context_band]
-        end = connection.scalar(_next_start(terms))
-        if end is not None:
-            where.append(line.usage_day < end)
+        where = [line.price_id != "", *_usage_of(connection, terms)]
     elif isinstance(terms, Discount):
-        wanted = [(line.department, terms.department), (line.model, terms.model)]
-        where = [line.price_id != ""]
+        where = [line.price_id != "", *_equal((line.department, terms.department), (line.model, terms.model))]
     else:
-        wanted = [(line.user_id, terms.user), (line.project, terms.project)]
-        where = []
-    where += [column == value for column, value in wanted if value is not None]
-    query = (
-        sa.select(line.usage_day)
-        .join_from(bill_lines, bill_days, ON_ITS_BILL)
-        .where(bill_days.c.state == "closed", line.usage_day >= terms.effective_from, *where)
-    )
+        where = _equal((line.user_id, terms.user), (line.project, terms.project))
+    query = _closed_usage_days(terms).where(*where)
     return connection.scalar(query.order_by(line.usage_day.desc()).limit(1))
+
+
+def last_unknown_minimum(connection: Connection, price: Price) -> date | None:
+    """The last day that has unrated usage which a price with a minimum is for, but no events any more.
+
+    What its requests lack to the minimum can't be told; None: there is no such day.
+    """
+    line, batch = bill_lines.c, event_batches.c
+    if price.minimum is None:
+        return None
+    dropped = sa.select(batch.day).where(batch.dropped_at.is_not(None))
+    query = _closed_usage_days(price).where(
+        line.price_id == "", line.usage_day.in_(dropped), *_usage_of(connection, price)
+    )
+    left = query.group_by(line.usage_day).having(sa.func.sum(line.quantity_tokens) != 0)
+    return connection.scalar(left.order_by(line.usage_day.desc()).limit(1))
+
+
+def _closed_usage_days(terms: Price | Discount | DepartmentRule) -> sa.Select[date]:
+    """Days of usage of lines on closed bills, from the terms' first on."""
+    query = sa.select(bill_lines.c.usage_day).join_from(bill_lines, bill_days, ON_ITS_BILL)
+    return query.where(bill_days.c.state == "closed", bill_lines.c.usage_day >= terms.effective_from)
+
+
+def _usage_of(connection: Connection, price: Price) -> list[sa.ColumnElement[bool]]:
+    """Lines of usage that a price may be for, up to where a later one takes over."""
+    line = bill_lines.c
+    where = _equal(
+        (line.model, price.model),
+        (line.model_version, price.model_version),
+        (line.model_label, price.model_label),
+        (line.latency_class, price.latency_class),
+    )
+    where.append(line.context_band >= price.context_band)
+    end = connection.scalar(_next_start(price))
+    return where if end is None else [*where, line.usage_day < end]
+
+
+def _equal(*wanted: tuple[sa.ColumnElement[str], str | None]) -> list[sa.ColumnElement[bool]]:
+    return [column == value for column, value in wanted if value is not None]
 
 
 def _next_start(price: Price) -> sa.Select[tuple[date | None]]:

@@ -1,5 +1,7 @@
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 from datetime import date, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -13,15 +15,16 @@ from billing.alerts.tables import network_days
 from billing.audit import trace, verify
 from billing.bills import close_day
 from billing.day_sums import sum_days
-from billing.errors import AuditError, BillingError, LedgerError
+from billing.errors import AuditError, BillingError, LedgerError, PricesError
 from billing.ingest import ingest, store_journal
 from billing.ledger import open_ledger, reading, writing
-from billing.prices.book import sync_prices
+from billing.prices.book import kept_tariff, sync_prices
 from billing.prices.tariff import Tariff
 from billing.retention import Dropped, drop_events
 from billing.store import prepare_days, retry_set_aside
 from billing.tables import bill_lines, event_ids, set_aside, usage_events, usage_hours
 from tests.billing.conftest import TIME_ZONE
+from tests.billing.days import bring
 from tests.billing.factories import AFTER, DAY, NOON, ZONE, a_price, an_event, write_segment
 from tests.billing.older import chain_without
 
@@ -44,6 +47,35 @@ def closed(ledger: Engine, tmp_path: Path) -> Engine:
     ingest(ledger, tmp_path, ZONE)
     close(ledger, 0)
     return ledger
+
+
+def test_a_day_whose_unrated_tokens_have_got_their_price_is_kept_until_they_are_billed(
+    ledger: Engine,
+) -> None:
+    bring(ledger, [an_event(model="tiny")])
+    close(ledger, 0)
+    priced = Tariff((a_price(), a_price(model="tiny", minimum=Decimal("0.50"))))
+    with writing(ledger) as connection:
+        sync_prices(connection, priced)
+    assert list(drop_events(ledger, TOMORROW)) == []
+    with writing(ledger) as connection:
+        now = AFTER + timedelta(days=1)
+        closing = close_day(connection, TOMORROW, kept_tariff(connection), ZONE, now=now)
+    assert closing.proof.amount_minor == 50
+    assert list(drop_events(ledger, TOMORROW)) == [Dropped(DAY, 1)]
+
+
+def test_a_minimum_does_not_come_for_requests_that_nobody_can_tell_apart_any_more(ledger: Engine) -> None:
+    bring(ledger, [an_event(model="tiny")])
+    close(ledger, 0)
+    assert list(drop_events(ledger, TOMORROW)) == [Dropped(DAY, 1)]
+    priced = a_price(model="tiny", minimum=Decimal("0.50"))
+    with writing(ledger) as connection:
+        with pytest.raises(PricesError, match="2026-11-21") as refused:
+            sync_prices(connection, Tariff((a_price(), priced)))
+        assert refused.value.code == "events_dropped"
+        from_then_on = (replace(priced, minimum=None), replace(priced, effective_from=TOMORROW))
+        sync_prices(connection, Tariff((a_price(), *from_then_on)))
 
 
 def test_events_that_an_older_version_dropped_are_proven_as_far_as_it_told(closed: Engine) -> None:
