@@ -17,6 +17,7 @@ from billing.aggregates import whole
 from billing.costs.file import CostList
 from billing.day_sums import Kind, history
 from billing.errors import ForecastError
+from billing.forecast.departments import by_payer
 from billing.forecast.model import Forecast, days_missing, forecast
 from billing.tables import bill_lines, event_batches, usage_hours
 from tallybook.calendar import ONE_DAY, next_month
@@ -101,6 +102,8 @@ def forecast_report(connection: Connection, last: date, costs: CostList | None) 
     days: list[date] = []
     for kind, source in _KINDS:
         told = history(connection, source, begun, last)
+        if kind == "department":
+            told = by_payer(connection, told)
         days, missing = told.days, days_missing(told.tokens.sum(axis=0))
         rows = dict(zip(told.names, told.tokens, strict=True))
         if kind == "total":
