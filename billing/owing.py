@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import date
 from typing import NamedTuple
 
+import orjson
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
@@ -16,13 +17,14 @@ from billing.rating import UNRATED
 from billing.tables import (
     COUNTS,
     RATED_BY,
+    audit_records,
     bill_days,
     bill_lines,
     bill_totals,
     event_batches,
     usage_events,
 )
-from tallybook.calendar import next_month
+from tallybook.calendar import month_start, next_month
 
 _ROWS_AT_ONCE = 5000
 CLOSED = sa.select(bill_days.c.day).where(bill_days.c.state == "closed")
@@ -98,9 +100,30 @@ def _owed_usage(usage_day: date) -> sa.CompoundSelect[tuple[object, ...]]:
     return late.union_all(unrated)
 
 
+def looked_through(connection: Connection) -> date:
+    """The last day whose unrated tokens, and those of all days before it, have no price for sure.
+
+    Closing a day bills what earlier days have a price for, so what it left can have got one only by a later
+    import.
+    """
+    record = audit_records.c
+    told = sa.select(record.kind, record.body).where(record.kind.in_(("prices", "close")))
+    last = date.min
+    rows = connection.execute(told.order_by(record.number.desc()), execution_options={"yield_per": 100})
+    for kind, body in rows:
+        if kind == "prices":
+            break
+        last = max(last, date.fromisoformat(orjson.loads(body)["day"]))
+    rows.close()
+    return last
+
+
 def _days_priced_since(connection: Connection, day: date, price_list: PriceList) -> set[date]:
+    since = looked_through(connection)
     months = sa.select(bill_totals.c.month).where(
-        bill_totals.c.price_id == UNRATED, bill_totals.c.quantity_tokens != 0
+        bill_totals.c.price_id == UNRATED,
+        bill_totals.c.quantity_tokens != 0,
+        bill_totals.c.month >= month_start(since),
     )
     line, found = bill_lines.c, set()
     columns = [line[name] for name in ("usage_day", "model", "model_version", "model_label", *RATED_BY)]
@@ -110,6 +133,7 @@ def _days_priced_since(connection: Connection, day: date, price_list: PriceList)
             .where(
                 line.price_id == UNRATED,
                 line.usage_day >= month,
+                line.usage_day > since,
                 line.usage_day < min(next_month(month), day),
                 line.day.in_(CLOSED),
             )

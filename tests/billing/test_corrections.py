@@ -12,6 +12,7 @@ from billing.audit import verify
 from billing.billed import billed_by
 from billing.ledger import reading
 from billing.month_proof import prove_months
+from billing.owing import looked_through
 from billing.prices.departments import DepartmentRule
 from billing.prices.discounts import Discount
 from billing.prices.price_list import Price, Tier
@@ -177,6 +178,29 @@ def test_a_price_for_some_of_the_unrated_leaves_the_rest(sqlite_ledger: Engine) 
     assert lines(sqlite_ledger, NEXT, "latency_class") == [
         (DAY, "input", "batch", -300, None),
         (DAY, "input", "batch", 300, 24),
+    ]
+
+
+def test_unrated_tokens_are_looked_at_again_only_after_an_import(ledger: Engine) -> None:
+    """However old the ledger grows, closing a day does not read all that never got a price."""
+    bring(ledger, [used(DAY, 100, model="m2"), used(NEXT, 100)])
+    looked = []
+    before = DAY - timedelta(days=1)
+    for day, prices in ((DAY, ()), (NEXT, (a_price(),)), (before, (a_price(),)), (THIRD, (a_price(),))):
+        close(ledger, day, prices)
+        with reading(ledger) as connection:
+            looked.append(looked_through(connection))
+    assert looked == [DAY, NEXT, NEXT, THIRD]
+
+
+def test_a_day_closed_out_of_turn_after_an_import_leaves_no_priced_tokens_behind(ledger: Engine) -> None:
+    bring(ledger, [used(DAY, 100), used(NEXT, 100)])
+    for day in (DAY, NEXT):
+        close(ledger, day, ())
+    assert close(ledger, DAY - timedelta(days=1)).lines == 0  # the price is there now
+    close(ledger, THIRD)
+    assert lines(ledger, THIRD) == [
+        (day, "input", *rest) for day in (DAY, NEXT) for rest in ((-100, None), (100, 8))
     ]
 
 
