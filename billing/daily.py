@@ -240,7 +240,7 @@ def _report(settings: BillingSettings, connection: Connection, day: date, user: 
         folder /= f"user={user}"
     for name, image in draw_charts(told, settings.mail_language).items():
         write_whole(folder / f"{name}.png", image)
-    write_whole(folder / "bill.csv", write_bill(lines))
+    write_whole(folder / "bill.csv", write_bill(lines, simulated=told.simulated))
     write_whole(folder / "bill.pdf", bill_pdf(told, lines, settings.mail_language))
     return folder
 
@@ -265,7 +265,7 @@ def _compose(
         sender=settings.mail_from,
         recipients=settings.mail_to,
         charts=draw_charts(told, settings.mail_language) if pictures else {},
-        bill=write_bill(lines),
+        bill=write_bill(lines, simulated=told.simulated),
         pdf=bill_pdf(told, lines, settings.mail_language, proof),
         proof=proof,
     )

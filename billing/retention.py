@@ -12,7 +12,13 @@ from psycopg.errors import LockNotAvailable
 from sqlalchemy.engine import Connection, Engine
 
 from billing import chain
-from billing.aggregates import hours_sha256, prove_dropped_hours, prove_each_hour, prove_hours
+from billing.aggregates import (
+    events_are_dropped,
+    hours_sha256,
+    prove_dropped_hours,
+    prove_each_hour,
+    prove_hours,
+)
 from billing.day_sums import networks_sha256
 from billing.errors import AuditError, LedgerError
 from billing.ledger import closed_days, lock_ledger, writing
@@ -79,9 +85,9 @@ def verify_dropped(connection: Connection, acts: Mapping[str, Mapping[str, Any]]
             raise AuditError("retention_altered", f"the batches dropped for {act} are not those on record")
 
 
-def _last_drop(connection: Connection, day: date) -> Mapping[str, Any] | None:
-    """The body of the chain's last record of kind `retention` of this day."""
-    last = None
+def _last_drop(connection: Connection, day: date) -> Mapping[str, Any]:
+    """The body of the chain's last record of kind `retention` of this day; the whole chain is read."""
+    last: Mapping[str, Any] = {}
     for _, kind, body in chain.records(connection):
         if kind == "retention" and body["day"] == day.isoformat():
             last = body
@@ -105,8 +111,10 @@ def _drop_day(connection: Connection, day: date, now: datetime) -> Dropped | Non
     prove_hours(connection, day)
     events = verify_events(connection, day)
     prove_each_hour(connection, day)
-    if (last := _last_drop(connection, day)) is not None and "hours_sha256" in last:
-        prove_dropped_hours(connection, day, last)
+    if events_are_dropped(connection, day):
+        last = _last_drop(connection, day)
+        if "hours_sha256" in last:
+            prove_dropped_hours(connection, day, last)
     connection.execute(event_batches.update().where(kept).values(dropped_at=now))
     root = batches_root(batches)
     act = {

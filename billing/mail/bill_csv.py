@@ -28,20 +28,21 @@ def read_lines(connection: Connection, day: date, whose: Whose = EVERYBODY) -> l
     return [dict(row) for row in connection.execute(query).mappings()]
 
 
-def write_bill(lines: Iterable[Mapping[str, Any]]) -> bytes:
+def write_bill(lines: Iterable[Mapping[str, Any]], *, simulated: bool = False) -> bytes:
     """Write lines (rows of `bill_lines`) as CSV in UTF-8 with a byte order mark, which Excel needs.
 
     Columns are named as in the ledger, but for `amount`: `amount_minor` as a decimal of the currency,
     exact, and empty where a line is unrated; tiers are counted from 1. Rows are in the order of the
     lines' key, so the same lines make the same bytes. Text that a spreadsheet would take for a formula
-    gets a leading apostrophe.
+    gets a leading apostrophe. Where usage is simulated, each row says so in a last column.
     """
     out = io.StringIO(newline="")
     writer = csv.writer(out)
-    writer.writerow(COLUMNS)
+    mark = (("simulated", "true"),) if simulated else ()
+    writer.writerow([*COLUMNS, *(name for name, _ in mark)])
     for line in sorted(lines, key=lambda line: [str(line[name]) for name in _KEY]):
         cells = {**line, "tier": line["tier"] + 1, "amount": _amount(line["amount_minor"], line["currency"])}
-        writer.writerow([_cell(name, cells[name]) for name in COLUMNS])
+        writer.writerow([*(_cell(name, cells[name]) for name in COLUMNS), *(said for _, said in mark)])
     return out.getvalue().encode("utf-8-sig")
 
 

@@ -77,6 +77,6 @@ def _compose(
                 sender=settings.mail_from,
                 recipients=subscription.to,
                 charts={},
-                bill=write_bill(lines[subscription.name]),
+                bill=write_bill(lines[subscription.name], simulated=report.simulated),
             ),
         )

@@ -78,6 +78,13 @@ def test_a_minimum_does_not_come_for_requests_that_nobody_can_tell_apart_any_mor
         sync_prices(connection, Tariff((a_price(), *from_then_on)))
 
 
+def test_dropping_does_not_read_the_audit_chain_for_a_day_of_which_nothing_was_dropped(
+    closed: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("billing.chain.records", None)
+    assert list(drop_events(closed, TOMORROW)) == [Dropped(DAY, 2)]
+
+
 def test_events_that_an_older_version_dropped_are_proven_as_far_as_it_told(closed: Engine) -> None:
     list(drop_events(closed, TOMORROW))
     with writing(closed) as connection:

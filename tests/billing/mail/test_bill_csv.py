@@ -116,6 +116,12 @@ def test_negative_numbers_stay_numbers() -> None:
     assert (row["quantity_tokens"], row["amount"]) == ("-5", "-0.01")
 
 
+def test_each_row_of_a_simulated_bill_says_so() -> None:
+    [row] = rows(write_bill([a_line()], simulated=True))
+    assert row["simulated"] == "true"
+    assert "simulated" not in rows(write_bill([a_line()]))[0]
+
+
 def test_the_same_lines_make_the_same_bytes_in_any_order() -> None:
     lines = [a_line(user_id=f"user-{n}", direction=d) for n in range(9) for d in ("input", "output")]
     shuffled = random.Random(1).sample(lines, len(lines))  # noqa: S311 (not a secret)
