@@ -28,6 +28,7 @@ Direct = Callable[["WSGIEnvironment"], bytes | Relay]  # what answers a POST wit
 SERVICES = "tallybook"  # the key of a Flask application's services in its `extensions`
 _UNKNOWN_ROUTE = "unknown"
 _REPLAYED = ("Idempotent-Replayed", "true")  # the answer was given before, and is billed once
+_OK, _BAD_REQUEST = HTTPStatus.OK, HTTPStatus.BAD_REQUEST  # to look one up costs more than to compare it
 _STATUS_LINES = {status: f"{status.value} {status.phrase}" for status in HTTPStatus}
 
 log = logging.getLogger(__name__)
@@ -64,23 +65,15 @@ def _framed(inner: WSGIApplication, services: Services, direct: Mapping[str, Dir
     request costs as much as all that `/analyze` does, and nothing there needs it.
     """
 
+    under_way = services.under_way
+
     def framed(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
         current = trace.begin(environ)
-        services.under_way.add(current)
-
-        def start(
-            status: str, headers: list[tuple[str, str]], exc_info: Any = None
-        ) -> Callable[[bytes], object]:
-            headers.append(("X-Request-ID", current.request_id))
-            current.status = int(status[:3])
-            rule = environ["werkzeug.request"].url_rule  # gone when Flask is done
-            current.route = None if rule is None else rule.rule
-            headers += _of_quotas(services.quotas, current)
-            return start_response(status, headers, exc_info)
+        under_way.add(current)
 
         def ended() -> None:
             current.end()
-            services.under_way.discard(current)
+            under_way.discard(current)
             services.metrics.request(current.route or _UNKNOWN_ROUTE, current.status, current.seconds)
             services.log.write(current.line)
             if services.spans is not None:
@@ -89,7 +82,7 @@ def _framed(inner: WSGIApplication, services: Services, direct: Mapping[str, Dir
         try:
             answer = direct.get(current.path) if current.method == "POST" else None
             if answer is None:
-                return inner(environ, start)
+                return inner(environ, _starting(environ, start_response, current, services.quotas))
             current.route = current.path
             return _answered(answer, environ, start_response, current, services.quotas)
         finally:
@@ -99,6 +92,22 @@ def _framed(inner: WSGIApplication, services: Services, direct: Mapping[str, Dir
                 current.stream.when_ended(ended)
 
     return framed
+
+
+def _starting(
+    environ: WSGIEnvironment, start_response: StartResponse, current: Trace, quotas: Quotas
+) -> Callable[..., Callable[[bytes], object]]:
+    """What begins an answer of Flask's."""
+
+    def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Callable[[bytes], object]:
+        headers.append(("X-Request-ID", current.request_id))
+        current.status = int(status[:3])
+        rule = environ["werkzeug.request"].url_rule  # gone when Flask is done
+        current.route = None if rule is None else rule.rule
+        headers += _of_quotas(quotas, current)
+        return start_response(status, headers, exc_info)
+
+    return start
 
 
 def _answered(
@@ -111,7 +120,7 @@ def _answered(
     headers = [("X-Request-ID", current.request_id)]
     try:
         body = answer(environ)
-        status = HTTPStatus.OK
+        status = _OK
         if isinstance(body, Relay):
             current.status = status
             headers += [*v1.STREAM_HEADERS.items(), *_of_quotas(quotas, current)]
@@ -120,7 +129,7 @@ def _answered(
     except Exception as failure:  # noqa: BLE001 -- it is told, and logged if it is a fault of ours
         error = _counted(failure, quotas, current)
         if isinstance(error, Replayed):
-            body, status = error.body, HTTPStatus.OK
+            body, status = error.body, _OK
             headers.append(_REPLAYED)
         else:
             body, status, more = _told(error, current)
@@ -146,7 +155,7 @@ def _counted(error: Exception, quotas: Quotas, current: Trace) -> Exception:
 
 def _of_quotas(quotas: Quotas, current: Trace) -> Iterable[tuple[str, str]]:
     """What is left, for an answer; an error that is one of quotas has it already."""
-    if current.caller is None or current.status >= HTTPStatus.BAD_REQUEST:
+    if current.caller is None or current.status >= _BAD_REQUEST:
         return ()
     return quotas.headers(current.caller).items()
 

@@ -97,7 +97,7 @@ def _ask(
         columns = operation.columns(version)
         ids = [_ids(version, one) for one in inputs]
         tokens = sum(map(len, ids))
-        reservation = services.reserve(current, version.model, tokens)
+        reservation = services.reserve(current, caller, version.model, tokens)
         try:
             with services.queue.place(caller, version.model, deadline):
                 rows = _rows(services, current, version, operation, ids, columns, deadline)

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from serving.access.credit import Credit
 from serving.access.idempotency import Idempotency
-from serving.access.identity import Gatekeeper
+from serving.access.identity import Caller, Gatekeeper
 from serving.access.known import Access
 from serving.catalog import Catalog, ModelServer
 from serving.engines.models import EngineModel, load_engine_models
@@ -80,10 +80,10 @@ class Services:
         """The models on the model server, by their names."""
         return {self.catalog.model: self.catalog, **self.embedders}
 
-    def reserve(self, current: Trace, model: str, most_tokens: int) -> Reservation:
+    def reserve(self, current: Trace, caller: Caller, model: str, most_tokens: int) -> Reservation:
         """Hold what the request may use; see `serving.quotas.contract.Quotas`, which counts it, too."""
         current.is_counted = True
-        return self.quotas.reserve(current.known_caller, model, most_tokens)
+        return self.quotas.reserve(caller, model, most_tokens)
 
     def cut_streams(self) -> None:
         """End the answers of engines that are under way."""

@@ -86,7 +86,9 @@ class Gatekeeper:
         authorization = environ.get("HTTP_AUTHORIZATION")
         if authorization is not None:
             return self._by_key(authorization, peer, environ)
-        is_believed = peer.may_name_users and (self._trusts_forwarders or not _is_forwarded(environ))
+        is_believed = peer.may_name_users and (
+            self._trusts_forwarders or not ("HTTP_X_FORWARDED_FOR" in environ or "HTTP_FORWARDED" in environ)
+        )
         if not is_believed and not self._knows_the_secret(environ):
             forwarded = (
                 " for whom it forwards, unless trusted_networks says so" if peer.may_name_users else ""
@@ -186,10 +188,6 @@ class Gatekeeper:
             may_name_users=_lies_in(address, self._trusted_networks),
             is_proxy=_lies_in(address, self._trusted_proxies),
         )
-
-
-def _is_forwarded(environ: Mapping[str, Any]) -> bool:
-    return "HTTP_X_FORWARDED_FOR" in environ or "HTTP_FORWARDED" in environ
 
 
 def _check_names(user: str, project: str) -> None:

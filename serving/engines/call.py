@@ -58,7 +58,7 @@ class EngineCall:
         self._recorded = False
         self._renew_seconds = services.settings.quota_lease_seconds / _RENEWALS
         self._renew_at = time.monotonic() + self._renew_seconds
-        self._reservation = services.reserve(current, target.model, most_tokens)
+        self._reservation = services.reserve(current, caller, target.model, most_tokens)
         self._place = ExitStack()
         try:
             deadline = current.started + services.settings.deadline_seconds

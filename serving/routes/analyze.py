@@ -54,7 +54,7 @@ def answer(services: Services, environ: Mapping[str, Any]) -> bytes:
     with services.threads:
         current.caller = caller = services.gatekeeper.identify(environ)
         services.gatekeeper.check_model(caller, services.catalog.model)
-        sent = receive(services, environ)
+        sent = receive(services, current, environ)
         text = text_of(sent)
         if services.journal.problem() is not None:
             raise JournalError("Usage can't be recorded now, so nothing is served.")
@@ -120,7 +120,7 @@ def _ask(
     while True:
         version = choice.version
         ids = version.prompt_ids(text)
-        reservation = services.reserve(current, version.model, len(ids) + version.most_output_tokens)
+        reservation = services.reserve(current, caller, version.model, len(ids) + version.most_output_tokens)
         try:
             with services.queue.place(caller, version.model, deadline):
                 return choice, ids, _predict(services, current, version, ids, deadline), reservation
@@ -150,20 +150,20 @@ def _predict(
     return version.answer(probabilities.tolist())
 
 
-def receive(services: Services, environ: Mapping[str, Any]) -> bytes:
+def receive(services: Services, current: Trace, environ: Mapping[str, Any]) -> bytes:
     """The request's body; one that is cut off because it comes too slowly is no body.
 
     Raises: BodyTimeoutError: see `serving.slow_bodies`. BodyTooLargeError; IncompleteBodyError.
     """
-    current = trace.of(environ)
+    settings = services.settings
     current.body_at = math.inf
     is_whole = False
     try:
-        body = read_body(environ, services.settings.max_body_bytes)
+        body = read_body(environ, settings.max_body_bytes)
         is_whole = "CONTENT_LENGTH" in environ  # of one in chunks nobody knows
     finally:
         current.body_at = time.monotonic()
-        if not is_whole and current.body_at - current.started >= services.settings.deadline_seconds:
+        if not is_whole and current.body_at - current.started >= settings.deadline_seconds:
             raise BodyTimeoutError("The body did not come in time.")
     return body
 

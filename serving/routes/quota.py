@@ -118,7 +118,7 @@ def _changed(services: Services, do: Callable[[Engine], Grant]) -> Response:
 
 def _document(services: Services, known: set[str]) -> dict[str, Any]:
     with services.threads:  # a client may send it slowly
-        body = receive(services, request.environ)
+        body = receive(services, trace.of(request.environ), request.environ)
     try:
         document = orjson.loads(body or b"{}")
     except orjson.JSONDecodeError as error:

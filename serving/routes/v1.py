@@ -144,7 +144,7 @@ def _begin(
     with (
         threads or services.queue.engine_threads
     ):  # a client may send its body slowly, or a twin may be answering
-        sent = receive(services, environ)
+        sent = receive(services, current, environ)
         document = document_of(sent)
         if services.journal.problem() is not None:
             raise JournalError("Usage can't be recorded now, so nothing is served.")
