@@ -135,8 +135,6 @@ class Meter:
             value = getattr(served, name)
             if value is not None:
                 data[name] = value
-        if caller.api_key_id is not None:
-            data["api_key_id"] = caller.api_key_id
         self._keep(data, served)
         return {
             "specversion": "1.0",

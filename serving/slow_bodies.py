@@ -8,11 +8,13 @@ the moment at which its last bytes came. A connection that idles may be ended to
 
 from __future__ import annotations
 
+import logging
 import math
 import socket
 import struct
 import time
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -23,6 +25,8 @@ _MOST_SECONDS_BETWEEN_LOOKS = 1.0
 _SLACK_SECONDS = 1.0  # between the moment at which bytes came, and that at which a thread knows of them
 _TCP_INFO = struct.Struct("@8B12I")  # the beginning of Linux's struct tcp_info
 _SENT, _RECEIVED = 17, 19  # its fields with the milliseconds since data was last sent, and received
+
+log = logging.getLogger(__name__)
 
 
 class _Seen(NamedTuple):
@@ -45,7 +49,10 @@ class SlowBodies:
         """Look for ever. Returns at once where the system does not tell of its connections."""
         while hasattr(socket, "TCP_INFO"):
             time.sleep(min(_MOST_SECONDS_BETWEEN_LOOKS, self._deadline_seconds / 4))
-            self.look()
+            try:
+                self.look()
+            except Exception:  # without this thread slow clients would stay
+                log.exception("looking for slow clients failed")
 
     def look(self) -> None:
         """End what has been slow for the deadline; costs next to nothing while nobody is."""
@@ -83,7 +90,8 @@ class SlowBodies:
         if now - before.since >= self._deadline_seconds and not any(
             one.started - _SLACK_SECONDS <= received_at <= one.body_at + _SLACK_SECONDS for one in awaiting
         ):
-            connection.shutdown(socket.SHUT_RD)
+            with suppress(OSError):  # it was closed by now
+                connection.shutdown(socket.SHUT_RD)
 
 
 def sockets_at(port: int) -> Iterator[socket.socket]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from datetime import date, datetime, timezone, tzinfo
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from serving.access.errors import (
     ConcurrentExceededError,
@@ -47,6 +47,40 @@ class Reservation(Protocol):
     def renew(self) -> None:
         """Hold it for another lease time; for answers that are streamed for long."""
         ...
+
+
+class Ends(Protocol):
+    """Where leases come from."""
+
+    def end(self, lease: Any, used_tokens: int) -> None:
+        """Give back what it holds, and count what was used."""
+        ...
+
+    def renew(self, lease: Any) -> None:
+        """Let it begin anew."""
+        ...
+
+
+class Lease:
+    """A `Reservation` that ends once; what makes one says what it holds, and sets `_quotas` and `_ended`."""
+
+    __slots__ = ("_ended", "_quotas")
+    _quotas: Ends
+    _ended: bool
+
+    def settle(self, total_tokens: int) -> None:
+        """See `Reservation`."""
+        if not self._ended:
+            self._ended = True
+            self._quotas.end(self, total_tokens)
+
+    def release(self) -> None:
+        """See `Reservation`."""
+        self.settle(0)
+
+    def renew(self) -> None:
+        """See `Reservation`."""
+        self._quotas.renew(self)
 
 
 class Quotas(Protocol):

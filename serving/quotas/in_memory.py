@@ -12,6 +12,7 @@ from serving.access.identity import Caller
 from serving.quotas.contract import (
     MINUTE_SECONDS,
     Counts,
+    Lease,
     Periods,
     Standing,
     ratelimit_headers,
@@ -203,10 +204,10 @@ class MemoryQuotas:
         _take(self._open, lease.requester, 1)
 
 
-class _Lease:
-    """See `serving.quotas.contract.Reservation`."""
+class _Lease(Lease):
+    """What one request holds."""
 
-    __slots__ = ("_ended", "_quotas", "most_tokens", "project", "requester", "user")
+    __slots__ = ("most_tokens", "project", "requester", "user")
 
     def __init__(
         self, quotas: MemoryQuotas, user: str, project: str, requester: str, most_tokens: int
@@ -217,17 +218,6 @@ class _Lease:
         self.project = project
         self.requester = requester
         self.most_tokens = most_tokens
-
-    def settle(self, total_tokens: int) -> None:
-        if not self._ended:
-            self._ended = True
-            self._quotas.end(self, total_tokens)
-
-    def release(self) -> None:
-        self.settle(0)
-
-    def renew(self) -> None:
-        self._quotas.renew(self)
 
 
 def _table(tables: OrderedDict[date, dict[str, int]], period: date) -> dict[str, int]:

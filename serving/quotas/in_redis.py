@@ -28,6 +28,7 @@ from serving.quotas import redis_scripts
 from serving.quotas.contract import (
     MINUTE_SECONDS,
     Counts,
+    Lease,
     Periods,
     Standing,
     ratelimit_headers,
@@ -299,27 +300,16 @@ class RedisQuotas:
                 self._seen.popitem(last=False)
 
 
-class _Lease:
-    """See `serving.quotas.contract.Reservation`."""
+class _Lease(Lease):
+    """What one request holds."""
 
-    __slots__ = ("_ended", "_quotas", "caller", "id")
+    __slots__ = ("caller", "id")
 
     def __init__(self, quotas: RedisQuotas, caller: Caller) -> None:
         self._quotas = quotas
         self._ended = False
         self.caller = caller
         self.id = new_event_id()
-
-    def settle(self, total_tokens: int) -> None:
-        if not self._ended:
-            self._ended = True
-            self._quotas.end(self, total_tokens)
-
-    def release(self) -> None:
-        self.settle(0)
-
-    def renew(self) -> None:
-        self._quotas.renew(self)
 
 
 def _subject(caller: Caller) -> tuple[str, str, str]:

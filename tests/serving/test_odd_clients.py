@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from serving.slow_bodies import SlowBodies
 from tests.apis import ApiProcess, events_in, running_api, running_app
 from tests.modelservers import running_server, wait_until
 
@@ -134,6 +135,21 @@ def test_a_slow_body_behind_an_answered_request_is_refused_too(hasty: ApiProcess
         answers = b"".join(iter(lambda: slow.recv(65536), b""))
     assert answers.startswith(b"HTTP/1.1 200 ")
     assert b"HTTP/1.1 408 " in answers
+
+
+def test_a_look_at_slow_clients_that_fails_is_not_the_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[None] = []
+
+    def look(self: SlowBodies) -> None:
+        looks.append(None)
+        if len(looks) > 1:
+            raise SystemExit  # ends the thread that this test is
+        raise RuntimeError
+
+    monkeypatch.setattr(SlowBodies, "look", look)
+    with pytest.raises(SystemExit):
+        SlowBodies((), 1, deadline_seconds=0.01).watch()
+    assert len(looks) == 2
 
 
 @pytest.fixture(scope="module")
