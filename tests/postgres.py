@@ -17,16 +17,31 @@ from typing import Any
 
 import psycopg
 
+_MEMORY = Path("/dev/shm")  # noqa: S108  files in memory, on Linux
+_ROOM_BYTES = 4 * 2**30  # free there before a server may use it; it takes half a gigabyte
 _NOBODY = "nobody"  # whom the server runs as when we run as root, which it refuses
 
 
 @contextmanager
-def running_server(*options: str) -> Iterator[Path]:
+def forgetful_server() -> Iterator[Path]:
+    """A `running_server` that forgets all when the machine stops: it waits for no disk.
+
+    Where there is room, its files are in memory: making and dropping databases takes a third of the time.
+    """
+    roomy = _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM_BYTES
+    options = ("-c", "fsync=off", "-c", "max_wal_size=128MB")
+    with running_server(*options, parent=_MEMORY if roomy else None) as folder:
+        yield folder
+
+
+@contextmanager
+def running_server(*options: str, parent: Path | None = None) -> Iterator[Path]:
     """A running server that listens on a socket in this folder only; user `postgres`, no password.
 
-    `options` are command line options of the server.
+    `options` are command line options of the server. The folder is made in `parent`, by default where
+    temporary files are.
     """
-    folder = Path(tempfile.mkdtemp(prefix="tallybook-pg-"))
+    folder = Path(tempfile.mkdtemp(prefix="tallybook-pg-", dir=parent))
     as_user: dict[str, Any] = {}
     if os.geteuid() == 0:
         as_user = {"user": _NOBODY, "group": pwd.getpwnam(_NOBODY).pw_gid, "extra_groups": [], "cwd": folder}

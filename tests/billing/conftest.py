@@ -20,7 +20,7 @@ from billing.ledger import open_ledger, reading, writing
 from billing.simulation.history import simulate
 from billing.simulation.world import make_world
 from tests.billing.generated_month import bill_november
-from tests.postgres import administrator, running_server
+from tests.postgres import administrator, forgetful_server
 
 TIME_ZONE = "Asia/Shanghai"
 SIMULATED_LAST = date(2026, 9, 30)
@@ -29,8 +29,8 @@ FIVE_MONTHS = make_world(SIMULATED_LAST, days=150, users=100, requests=4.0, seed
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Path]:
-    """A running server; what it holds may be lost when the machine stops."""
-    with running_server("-c", "fsync=off") as folder:
+    """A running server."""
+    with forgetful_server() as folder:
         yield folder
 
 

@@ -8,13 +8,13 @@ from uuid import uuid4
 
 import pytest
 
-from tests.postgres import administrator, running_server
+from tests.postgres import administrator, forgetful_server
 
 
 @pytest.fixture(scope="session")
 def access_server() -> Iterator[Path]:
-    """A running PostgreSQL server; what it holds may be lost when the machine stops."""
-    with running_server("-c", "fsync=off") as folder:
+    """A running PostgreSQL server."""
+    with forgetful_server() as folder:
         yield folder
 
 
