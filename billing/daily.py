@@ -10,6 +10,7 @@ from datetime import date
 from email.message import EmailMessage
 from pathlib import Path
 from threading import Event
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
@@ -237,7 +238,7 @@ def _report(settings: BillingSettings, connection: Connection, day: date, user: 
     lines = read_lines(connection, day, Selection(user))
     folder = settings.reports_dir / day.isoformat()
     if user is not None:
-        folder /= f"user={user}"
+        folder /= f"user={quote(user, safe='@ ')}"
     for name, image in draw_charts(told, settings.mail_language).items():
         write_whole(folder / f"{name}.png", image)
     write_whole(folder / "bill.csv", write_bill(lines, simulated=told.simulated))

@@ -117,12 +117,12 @@ def prove_wallets(connection: Connection) -> None:
 
     Raises: AuditError: an entry was altered, removed or put in (code wallet_altered), named by project.
     """
-    booked: dict[int, dict[str, object]] = {}
+    booked: dict[int, tuple[int, dict[str, object]]] = {}
     opened: dict[str, int] = {}
     closed: dict[str, int] = {}
     for number, kind, body in chain.records(connection):
         if kind == _RECORD:
-            booked[body["entry"]] = body
+            booked[body["entry"]] = number, body
             opened.setdefault(body["project"], number)
         elif kind == "close":
             closed.setdefault(body["day"], number)
@@ -131,19 +131,26 @@ def prove_wallets(connection: Connection) -> None:
         for bill in _closed_bills(connection)
         if bill.project in opened and opened[bill.project] < closed.get(bill.day.isoformat(), 0)
     }
+    before = 0
     for row in connection.execute(sa.select(wallet_entries).order_by(wallet_entries.c.id)):
         if row.kind == "charge":
+            number = closed.get(row.bill_day.isoformat(), 0)
             expected = charges.pop((row.project, row.bill_day), None)
             if expected is None or expected[:2] != (row.amount_minor, row.currency):
                 raise _altered(row.project, f"the charge for {row.bill_day} is not what its bill comes to")
             if expected[2:] != (row.who, row.note, row.at):
                 raise _altered(row.project, f"the charge for {row.bill_day} is not what closing has booked")
-        elif booked.pop(row.id, None) != _body(row):
-            raise _altered(row.project, f"entry {row.id} ({row.kind}) is not what was recorded")
+        else:
+            number, body = booked.pop(row.id, (0, {}))
+            if body != _body(row):
+                raise _altered(row.project, f"entry {row.id} ({row.kind}) is not what was recorded")
+        if number < before:
+            raise _altered(row.project, f"entry {row.id} ({row.kind}) is not where it was booked")
+        before = number
     for project, day in sorted(charges):
         raise _altered(project, f"the charge for {day} is missing")
-    for number, body in sorted(booked.items()):
-        raise _altered(str(body["project"]), f"entry {number} ({body['kind']}) is missing")
+    for entry, (_, body) in sorted(booked.items()):
+        raise _altered(str(body["project"]), f"entry {entry} ({body['kind']}) is missing")
 
 
 def _book(

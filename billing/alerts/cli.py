@@ -114,6 +114,8 @@ def backtest(truth: Path | None, since: datetime | None, until: datetime | None,
             sum_days(connection, begun, ended)
         first = since.date() if since else begun + SurgeRule().least_weeks * 7 * ONE_DAY
         last = min(until.date() if until else ended, today(settings.zone))
+        if last < first:
+            raise AlertError("no_history", f"no day from {first} to {last} can be held against days before")
         with reading(ledger) as connection:
             found = raised(connection, settings, first, last)
             scores = score(connection, found, planted or [], first, last)

@@ -152,6 +152,13 @@ def test_one_user_gets_a_report_and_a_mail_of_their_own(settings: BillingSetting
     assert b"Proof of closure" not in mail.read_bytes()  # it is of everybody's bill
 
 
+def test_a_users_report_stays_in_its_days_folder_whatever_the_user_is_called(
+    settings: BillingSettings,
+) -> None:
+    folder = daily.report(settings, TODAY, "../../evil")
+    assert folder.resolve().parent == (settings.reports_dir / str(TODAY)).resolve()
+
+
 def test_jobs_that_may_not_import_prices_go_by_what_was_imported(settings: BillingSettings) -> None:
     first, second = (TODAY - timedelta(days=n) for n in (2, 1))
     confirmed = settings.model_copy(update={"prices_import": "confirmed"})

@@ -89,3 +89,19 @@ def test_prices_come_in_the_currency_of_the_credit_that_is_there(ledger: Engine)
         draft(ledger, DAY, [a_price(currency="USD")])
     assert refused.value.code == "currency_changed"
     draft(ledger, DAY)
+
+
+def test_verify_finds_a_charge_that_was_moved_among_other_entries(ledger: Engine) -> None:
+    topped_up(ledger, 1000)
+    bring(ledger, [an_event(time=at(DAY), prompt_tokens=10_000)])
+    close(ledger, DAY)
+    topped_up(ledger, 1000)
+    with reading(ledger) as connection:
+        audit.verify(connection)
+    with writing(ledger) as connection:
+        connection.execute(wallet_entries.update().where(wallet_entries.c.kind == "charge").values(id=99))
+    with (
+        reading(ledger) as connection,
+        pytest.raises(AuditError, match=r"wallet of search: entry 99 \(charge\) is not where it was booked"),
+    ):
+        audit.verify(connection)
