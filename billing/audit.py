@@ -17,7 +17,7 @@ from billing.closure import prove
 from billing.costs.training_runs import prove_runs
 from billing.day_sums import prove_day_sums
 from billing.errors import AuditError
-from billing.ledger import kept_facts
+from billing.ledger import hold_events, kept_facts
 from billing.merkle import inclusion_path, root_from_path
 from billing.month_proof import prove_months
 from billing.offsets import prove_offsets
@@ -73,9 +73,11 @@ class Trace:
 def verify(connection: Connection, progress: Callable[[date], None] = lambda day: None) -> Verified:
     """Recompute every bill, event, wallet and training, and compare them with what was sealed and stored.
 
+    For a transaction that has read nothing yet: see `billing.ledger.hold_events`.
     Raises: AuditError: the first difference, named by record, day or event. ClosureError: the numbers of
         a bill disagree, named by day, subject and direction.
     """
+    hold_events(connection)
     sealed: dict[str, dict[str, Any]] = {}
     count = 0
     imports: list[dict[str, Any]] = []

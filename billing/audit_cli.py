@@ -11,6 +11,7 @@ from billing import daily
 from billing.acts import Chained, find, recent
 from billing.audit import Trace, trace
 from billing.command import DAY, ledger_transaction, told_errors
+from billing.ledger import hold_events
 from billing.money import format_amount
 from billing.recount import recount
 from billing.settings import BillingSettings
@@ -43,6 +44,7 @@ def verify() -> None:
 def show(identifier: str) -> None:
     """Walk a request to its event, its lines and the seal of its bill, or an act to its audit record."""
     with ledger_transaction(writes=False) as (_, connection):
+        hold_events(connection)
         act = find(connection, identifier)
         found = None if act else trace(connection, identifier)
     if act is not None:

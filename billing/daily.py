@@ -23,7 +23,7 @@ from billing.costs.file import CostList, read_costs
 from billing.errors import DayError, MailError, SourceError
 from billing.ingest import ingest as ingest_journal
 from billing.kafka import Topic, drain, follow
-from billing.ledger import closed_days, lock_ledger, open_ledger, reading, writing
+from billing.ledger import closed_days, hold_events, lock_ledger, open_ledger, reading, writing
 from billing.mail.bill_csv import read_lines, write_bill
 from billing.mail.bill_pdf import bill_pdf
 from billing.mail.day import compose
@@ -122,6 +122,7 @@ def mail(settings: BillingSettings, day: date, user: str | None = None) -> list[
     """
     ledger = _ledger(settings)
     with reading(ledger) as connection:
+        hold_events(connection)  # the day is proven once more
         _check_closed(connection, day)
         mails = {_mail_id(settings, each, user): each for each in [*_caught_up(connection, day), day]}
         messages = {

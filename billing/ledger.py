@@ -80,6 +80,15 @@ def share_ledger(connection: Connection) -> None:
         connection.execute(sa.select(hung, sa.func.pg_advisory_xact_lock_shared(_LOCK_KEY)))
 
 
+def hold_events(connection: Connection) -> None:
+    """Let nobody drop events until the caller's transaction ends; to be done before anything else in it.
+
+    PostgreSQL drops a day's table also for those who read an older state, in which its events are there.
+    """
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql("LOCK TABLE usage_events IN ACCESS SHARE MODE")
+
+
 def closed_days(connection: Connection, among: Collection[date]) -> set[date]:
     """Which of these days are closed."""
     query = sa.select(bill_days.c.day).where(bill_days.c.state == "closed", bill_days.c.day.in_(among))

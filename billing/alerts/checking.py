@@ -13,7 +13,7 @@ from billing.alerts.rules import RULES, WINDOW, Finding, Scene
 from billing.alone import alone
 from billing.day_sums import sum_days
 from billing.errors import BillingError
-from billing.ledger import reading, writing
+from billing.ledger import hold_events, reading, writing
 from billing.settings import BillingSettings
 from tallybook.calendar import ONE_DAY, billing_day
 
@@ -46,6 +46,7 @@ def check(ledger: Engine, settings: BillingSettings, now: datetime | None = None
             sum_days(connection, today - WINDOW - ONE_DAY, today)
         # All rules see one state: events that come meanwhile must not look like a bill that is wrong.
         with reading(ledger) as connection:
+            hold_events(connection)
             scene = Scene(connection, settings, now)
             for name, (rule, makes) in RULES.items():
                 try:

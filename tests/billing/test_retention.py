@@ -49,6 +49,27 @@ def closed(ledger: Engine, tmp_path: Path) -> Engine:
     return ledger
 
 
+def test_an_audit_and_dropping_events_do_not_meet(
+    closed: Engine, ledger_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An audit reads one state of the ledger; a table that PostgreSQL drops is gone in all of them."""
+    monkeypatch.setattr(billing.retention, "_LOCK_SECONDS", 1)
+    another = open_ledger(ledger_url, TIME_ZONE)
+    found: list[str] = []
+
+    def drop(*_: object) -> None:
+        try:
+            found.extend(str(dropped.day) for dropped in drop_events(another, TOMORROW))
+        except LedgerError as error:
+            found.append(error.code)
+
+    monkeypatch.setattr("billing.audit.prove_kept", drop)  # before the first event is read
+    with reading(closed) as connection:
+        verify(connection)
+    assert found == ["ledger_busy" if closed.dialect.name == "postgresql" else str(DAY)]
+    another.dispose()
+
+
 def test_a_day_whose_unrated_tokens_have_got_their_price_is_kept_until_they_are_billed(
     ledger: Engine,
 ) -> None:

@@ -96,9 +96,8 @@ def test_the_commands_tell_what_was_found_and_missed_and_acknowledge(
     truth = tmp_path / "truth.json"
     planted = [{"kind": "user", "name": n, "first": str(DAY), "last": str(DAY)} for n in ("user-a", "user-b")]
     truth.write_text(json.dumps({"planted": planted}))
-    short = CliRunner().invoke(
-        main, ["alerts", "backtest", "--from", str(DAY), "--to", str(DAY - timedelta(days=1))]
-    )
+    too_short = ["--from", str(DAY), "--to", str(DAY - timedelta(days=1))]
+    short = CliRunner().invoke(main, ["alerts", "backtest", *too_short])
     assert (short.exit_code, "no_history" in short.output) == (1, True)
     told = CliRunner().invoke(main, ["alerts", "backtest", "--truth", str(truth), "--to", str(DAY)])
     assert told.exit_code == 0, told.output
