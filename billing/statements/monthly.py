@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, tzinfo
 from pathlib import Path
 from urllib.parse import quote
 
@@ -12,9 +12,10 @@ from sqlalchemy.engine import Connection, Engine
 from billing.bills import close_day
 from billing.daily import deliver_mails
 from billing.errors import DayError
-from billing.exports.closed_bills import month_of, open_days, told_days
+from billing.exports.closed_bills import Period, month_of, open_days, told_days
 from billing.ledger import closed_days, lock_ledger, open_ledger, reading, writing
 from billing.mail.outbox import enqueue, is_enqueued
+from billing.owing import owing_days
 from billing.prices.book import kept_tariff
 from billing.selection import Selection
 from billing.settings import BillingSettings
@@ -29,10 +30,11 @@ from tallybook.files import write_whole
 def days_to_close(settings: BillingSettings, month: date) -> list[date]:
     """Days of the month that are not closed, and have usage or are not over.
 
+    When there are none, days that nobody used, as long as something owed would come onto their bills.
     Raises: ExportError: the month has not begun (code period_in_future).
     """
     with reading(_ledger(settings)) as connection:
-        return open_days(connection, month_of(month, settings.zone), settings.zone)
+        return _to_close(connection, month_of(month, settings.zone), settings.zone)
 
 
 def write_statements(settings: BillingSettings, month: date) -> Path:
@@ -83,17 +85,32 @@ def _close_unused(settings: BillingSettings, ledger: Engine, month: date) -> Non
     """Close the days of a month that nobody used, if it has bills and nothing of it is to be billed.
 
     Without it, an event that came late for such a day would make a bill of this month when its statement is
-    out.
+    out. Their bills are empty: while something is owed that would be on them, they are not closed.
+    Raises: DayError: a day of the month is open (code month_open).
     """
     wanted = month_of(month, settings.zone)
     with writing(ledger) as connection:
         lock_ledger(connection)
         billed = sa.exists().where(bill_lines.c.day.between(wanted.first, wanted.last))
-        if not connection.scalar(sa.select(billed)) or open_days(connection, wanted, settings.zone):
+        if not connection.scalar(sa.select(billed)):
             return
+        if left := _to_close(connection, wanted, settings.zone):
+            raise DayError("month_open", f"{month:%Y-%m} has open days: {told_days(left)}")
         tariff = kept_tariff(connection)
-        for day in sorted(set(wanted.days) - closed_days(connection, wanted.days)):
+        for day in _unclosed(connection, wanted):
             close_day(connection, day, tariff, settings.zone)
+
+
+def _to_close(connection: Connection, wanted: Period, zone: tzinfo) -> list[date]:
+    """See `days_to_close`."""
+    if found := open_days(connection, wanted, zone):
+        return found
+    prices = kept_tariff(connection).price_list
+    return [day for day in _unclosed(connection, wanted) if owing_days(connection, day, prices)]
+
+
+def _unclosed(connection: Connection, wanted: Period) -> list[date]:
+    return sorted(set(wanted.days) - closed_days(connection, wanted.days))
 
 
 def _final(settings: BillingSettings, connection: Connection, month: date, whose: Selection) -> Statement:

@@ -99,6 +99,21 @@ def test_what_comes_late_for_a_day_that_nobody_used_is_not_on_a_statement_that_i
     ledger.dispose()
 
 
+def test_what_waits_for_the_next_bill_is_not_billed_by_a_statement(settings: BillingSettings) -> None:
+    ledger = open_ledger(settings.ledger_url, TIME_ZONE)
+    bring(ledger, [an_event(time=at(JULY))])  # its day is closed
+    waited_for = monthly.days_to_close(settings, JULY)
+    assert (waited_for[0], len(waited_for)) == (date(2026, 7, 2), 29)
+    with pytest.raises(DayError) as refused:
+        monthly.write_statements(settings, JULY)
+    assert refused.value.code == "month_open"
+    with writing(ledger) as connection:
+        close_day(connection, today(ZONE) - timedelta(days=1), kept_tariff(connection), ZONE)
+    assert monthly.days_to_close(settings, JULY) == []
+    monthly.write_statements(settings, JULY)
+    ledger.dispose()
+
+
 def test_finance_gets_one_mail_however_often_it_is_asked_for(settings: BillingSettings) -> None:
     first, second = (monthly.mail_statement(settings, JULY) for _ in range(2))
     assert first[0].startswith("monthly-2026-07-en: written")
