@@ -74,9 +74,18 @@ def verify(connection: Connection, progress: Callable[[date], None] = lambda day
     """Recompute every bill, event, wallet and training, and compare them with what was sealed and stored.
 
     For a transaction that has read nothing yet: see `billing.ledger.hold_events`.
-    Raises: AuditError: the first difference, named by record, day or event. ClosureError: the numbers of
-        a bill disagree, named by day, subject and direction.
+    Raises: AuditError: the first difference, named by record, day or event; or a row that nobody could have
+        written so, such as a text for a number, which SQLite takes (code ledger_unreadable). ClosureError:
+        the numbers of a bill disagree, named by day, subject and direction.
     """
+    try:
+        return _verify(connection, progress)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        told = f"a row is not as it can have been written: {type(error).__name__}: {error}"
+        raise AuditError("ledger_unreadable", told) from error
+
+
+def _verify(connection: Connection, progress: Callable[[date], None]) -> Verified:
     hold_events(connection)
     sealed: dict[str, dict[str, Any]] = {}
     count = 0

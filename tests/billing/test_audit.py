@@ -291,6 +291,33 @@ def test_an_altered_row_is_found_and_named(
             verify(connection)
 
 
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        "bill_days SET closed_at = 'noon'",
+        "bill_days SET closed_with = 'today'",
+        "bill_lines SET tier = 'x'",
+        "bill_lines SET quantity_tokens = 'x'",
+        "event_batches SET day = 'x'",
+        "usage_events SET user_id = x'00'",
+        "prices SET imported_at = 'x'",
+        "summed_days SET batches = 'x'",
+    ],
+)
+def test_a_value_of_another_type_which_sqlite_takes_is_told_by_code(
+    sqlite_ledger: Engine, tmp_path: Path, nonsense: str
+) -> None:
+    write_segment(tmp_path / "journal", [an_event()])
+    ingest(sqlite_ledger, tmp_path / "journal", ZONE)
+    close(sqlite_ledger, DAY)
+    with writing(sqlite_ledger) as connection:
+        sum_days(connection, DAY, DAY)
+        connection.exec_driver_sql(f"UPDATE {nonsense}")
+    with reading(sqlite_ledger) as connection, pytest.raises(BillingError) as refused:
+        verify(connection)
+    assert refused.value.code in ("ledger_unreadable", "closure_mismatch")
+
+
 def test_a_request_is_walked_to_its_bill_with_a_proof_that_anyone_can_check(closed: Engine) -> None:
     with reading(closed) as connection:
         found = trace(connection, "000-007")
