@@ -122,7 +122,7 @@ def store_new(
 def store_each(connection: Connection, segment: str, offset: int, parsed: Parsed) -> IngestResult:
     """`store` for events of which some are known: each is asked for and judged."""
     first = {row.id: row for _, row in reversed(parsed.rows)}
-    batch_of = _batch_ids(connection, parsed.days)
+    batch_of = _batch_ids(connection, sorted(parsed.days))
     new = _claim_new(
         connection, [(row.id, batch_of[row.day], row.content_sha256) for _, row in sorted(first.items())]
     )
