@@ -9,7 +9,7 @@ from email.message import EmailMessage
 from email.utils import format_datetime
 
 from billing.alerts.robots import Message
-from billing.mail.day import POLICY
+from billing.mail.policy import POLICY
 from billing.settings import BillingSettings
 
 

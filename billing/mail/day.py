@@ -6,7 +6,6 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
-from email import policy
 from email.errors import HeaderParseError
 from email.headerregistry import Address
 from email.message import EmailMessage
@@ -16,13 +15,11 @@ from zoneinfo import ZoneInfo
 from billing.closure import Proof
 from billing.errors import MailError
 from billing.mail.body import render
+from billing.mail.policy import POLICY
 from billing.reports.day import DayReport
 from billing.reports.summary import subject
 from billing.reports.texts import words
 from billing.reports.words import Language, shown
-
-# Seven bits: a relay that knows no other takes the mail unchanged.
-POLICY = policy.SMTP.clone(cte_type="7bit")
 
 
 def compose(

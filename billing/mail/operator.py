@@ -10,8 +10,9 @@ from sqlalchemy.exc import OperationalError
 
 from billing.errors import BillingError, LedgerError
 from billing.ledger import open_ledger, writing
-from billing.mail.day import POLICY, headed
+from billing.mail.day import headed
 from billing.mail.outbox import deliver, enqueue, file_name
+from billing.mail.policy import POLICY
 from billing.mail.smtp import SmtpServer
 from billing.reports.words import shown
 from billing.settings import BillingSettings

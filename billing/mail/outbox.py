@@ -22,7 +22,7 @@ from sqlalchemy.engine import Connection, Engine
 from billing.alone import alone
 from billing.errors import MailError
 from billing.ledger import insert, reading, writing
-from billing.mail.day import POLICY
+from billing.mail.policy import POLICY
 from billing.mail.smtp import SmtpServer, SmtpSession
 from billing.settings import BillingSettings
 from billing.tables import mails
@@ -169,7 +169,7 @@ def _forget_old(engine: Engine, now: datetime) -> None:
 
 
 def _recipients(message: bytes) -> list[str]:
-    to = message_from_bytes(message, policy=POLICY)["To"]
+    to: Any = message_from_bytes(message, policy=POLICY)["To"]
     return list(dict.fromkeys(address.addr_spec for address in to.addresses))
 
 

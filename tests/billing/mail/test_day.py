@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import Engine
 
@@ -227,6 +227,8 @@ def test_no_name_from_outside_forges_a_header_a_tag_or_a_line(name: str) -> None
 
 @settings(deadline=None, max_examples=50)
 @given(st.text(max_size=60), st.text(max_size=60))
+@example("名 =名= á", "a" * 60)  # blanks where a line of the subject ends
+@example("a" * 35, "b")
 def test_whatever_names_a_ledger_holds_a_mail_can_be_read_back(user: str, model: str) -> None:
     one = (Part((user, model), some()),)
     message = composed(a_report(user=user, models=one, projects=one))

@@ -19,8 +19,8 @@ from sqlalchemy.engine import Engine
 
 from billing.errors import MailError
 from billing.ledger import open_ledger, writing
-from billing.mail.day import POLICY
 from billing.mail.outbox import Delivery, deliver, enqueue, is_enqueued
+from billing.mail.policy import POLICY
 from billing.mail.smtp import SmtpSession
 from billing.settings import BillingSettings
 from billing.tables import mails
