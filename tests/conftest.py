@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from pathlib import Path
@@ -25,6 +26,12 @@ _FIRST = [Path(__file__).parent / name for name in ("dags", "training", "drills"
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slow ones first; the Makefile tells xdist to keep this order."""
     items.sort(key=lambda item: not any(item.path.is_relative_to(folder) for folder in _FIRST))
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: Python need not look through it for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
