@@ -31,7 +31,7 @@ from tests.postgres import administrator, running_server
 ZONE_NAME = "Asia/Shanghai"
 ZONE = ZoneInfo(ZONE_NAME)
 DAY = date(2026, 11, 20)
-EVENTS, USERS = 200_000, 20_000
+EVENTS, USERS = 500_000, 50_000  # so that what begins only once weighs little
 _ledger: Engine  # of a process of the pool
 _SERVER = ("-c", "shared_buffers=2GB", "-c", "max_wal_size=8GB", "-c", "work_mem=256MB")
 
