@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Connection, Engine
 
 from billing.alerts.tables import network_days, summed_days, usage_days
+from billing.bulk import stream
 from billing.errors import ClosureError, LedgerError
 from billing.ledger import insert, share_ledger, writing
 from billing.tables import COUNTS, RATED_BY, SUBJECT, event_batches, usage_events, usage_hours
@@ -26,7 +27,7 @@ _ROLL_UP_LOCK = 7_411
 _day_usage = sa.Table(
     "day_usage",
     sa.MetaData(),
-    *[sa.Column(name, usage_hours.c[name].type) for name in (*KEY, *COUNTS)],
+    *[sa.Column(name, usage_hours.c[name].type) for name in (*KEY, *_SUMS)],
     prefixes=["TEMPORARY"],
     postgresql_on_commit="DROP",
 )
@@ -73,11 +74,31 @@ def sum_hours(connection: Connection, day: date) -> sa.Table:
     """The sums of a day's hours by KEY, in a table that is there until the caller's transaction ends."""
     connection.exec_driver_sql(f"DROP TABLE IF EXISTS {_day_usage.name}")
     _day_usage.create(connection)
-    keys = [usage_hours.c[name] for name in KEY]
-    sums = [whole(sa.func.sum(usage_hours.c[name])) for name in COUNTS]
-    query = sa.select(*keys, *sums).where(usage_hours.c.day == day).group_by(*keys)
-    connection.execute(_day_usage.insert().from_select([*KEY, *COUNTS], query))
+    connection.execute(_day_usage.insert().from_select([*KEY, *_SUMS], day_sums(usage_hours, day)))
     return _day_usage
+
+
+def events_digest(connection: Connection, day: date) -> int | None:
+    """A digest of the sums by KEY of a day's events that are rolled up; None: events of it were dropped.
+
+    On one core: for a connection beside another that is at work.
+    """
+    if events_are_dropped(connection, day):
+        return None
+    if connection.dialect.name == "postgresql":  # left alone, it would take every core where groups are few
+        connection.exec_driver_sql("SET LOCAL max_parallel_workers_per_gather = 0")
+    return _digest(connection, day_sums(usage_events, day).where(*_rolled_up(connection, day)))
+
+
+def hours_digest(connection: Connection) -> int:
+    """The same of what `sum_hours` has put into its table."""
+    return _digest(connection, sa.select(_day_usage))
+
+
+def _digest(connection: Connection, rows: sa.Select[Any]) -> int:
+    """The sum of their hashes: it does not depend on their order, nor does the memory on their number."""
+    hashes = (sha256(orjson.dumps(row)).digest() for row in stream(connection, rows))
+    return sum(int.from_bytes(each, "big") for each in hashes) % 2**256
 
 
 def day_sums(table: sa.Table, day: date) -> sa.Select[Any]:
@@ -95,19 +116,17 @@ def day_sums(table: sa.Table, day: date) -> sa.Select[Any]:
     )
 
 
-def prove_hours(connection: Connection, day: date, *, alone: bool = True) -> None:
-    """Prove that a day's hours are the sums of its events; the database compares them.
+def prove_hours(connection: Connection, day: date) -> None:
+    """Prove that a day's hours are the sums of its events; the database compares them, on every core.
 
     Events that came late and are not rolled up yet are left out.
-
-    `alone`: nothing else is to be done meanwhile, so the database may use every core for it.
     A day whose events were dropped had this proven before; its hours are compared with its batches in all.
     Raises: ClosureError: they differ; the first difference is named by day and subject.
     """
     if events_are_dropped(connection, day):
         _prove_totals(connection, day)
         return
-    _use_cores(connection, every=alone)
+    _use_every_core(connection)
     events = _one_side(usage_events, "events", day, *_rolled_up(connection, day))
     both = events.union_all(_one_side(usage_hours, "hours", day)).subquery()
     sums = [both.c[f"{kind}_{name}"] for kind in _SIDES for name in _SUMS]
@@ -180,18 +199,14 @@ def prove_dropped_hours(connection: Connection, day: date, dropped: Mapping[str,
         )
 
 
-def _use_cores(connection: Connection, *, every: bool) -> None:
-    """Let PostgreSQL sum on every core until the transaction ends, or on one.
+def _use_every_core(connection: Connection) -> None:
+    """Let PostgreSQL sum in parallel until the transaction ends.
 
-    Left alone it does either: it takes many groups for not worth putting together, and few for worth it.
+    Left alone it does not where groups are many: it takes them for not worth putting together.
     """
-    if connection.dialect.name != "postgresql":
-        return
-    if every:
+    if connection.dialect.name == "postgresql":
         connection.exec_driver_sql("SET LOCAL parallel_setup_cost = 0")
         connection.exec_driver_sql("SET LOCAL parallel_tuple_cost = 0")
-    else:
-        connection.exec_driver_sql("SET LOCAL max_parallel_workers_per_gather = 0")
 
 
 def _rolled_up(connection: Connection, day: date) -> list[sa.ColumnElement[bool]]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy.engine import Connection
 
 from billing.ledger import reading
 
+Found = TypeVar("Found")
+
 
 @contextmanager
-def beside(connection: Connection, work: Callable[[Connection], None]) -> Iterator[Callable[[], None]]:
-    """Begin to read beside the caller's transaction; what is yielded waits for it, and raises what it raised.
+def beside(connection: Connection, work: Callable[[Connection], Found]) -> Iterator[Callable[[], Found]]:
+    """Begin to read beside the caller's transaction; what is yielded waits for what it finds or raises.
 
     For what the caller's transaction has not changed, and lets nobody else change until it ends. On SQLite
     the work is done when it is waited for, on the caller's connection. When the block ends before that, the

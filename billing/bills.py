@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import date, datetime, timezone, tzinfo
 from itertools import islice
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from billing import chain
-from billing.aggregates import prove_hours, roll_up, sum_hours
+from billing.aggregates import events_digest, hours_digest, prove_hours, roll_up, sum_hours
 from billing.beside import beside
 from billing.closure import Begun, Proof, prove
 from billing.errors import DayError
@@ -149,13 +149,23 @@ def close_day(
     return Closing(day, sealed.lines, proof, newly_closed=True)
 
 
-def _hours_proven(
-    connection: Connection, day: date, *, begin: bool
-) -> AbstractContextManager[Callable[[], None]]:
-    """Prove a day's hours, beside this transaction if that may `begin` now: if it has not changed them."""
-    if begin:
-        return beside(connection, lambda other: prove_hours(other, day, alone=False))
-    return nullcontext(lambda: prove_hours(connection, day))
+@contextmanager
+def _hours_proven(connection: Connection, day: date, *, begin: bool) -> Iterator[Callable[[], None]]:
+    """Prove a day's hours, beside this transaction if that may `begin` now: if it has not changed them.
+
+    Beside it only the events are summed. Their sums must be those that `sum_hours` has got; where they are
+    not, or nobody can tell, the whole proof is asked, which finds and names the difference.
+    """
+    if not begin:
+        yield lambda: prove_hours(connection, day)
+        return
+    with beside(connection, lambda other: events_digest(other, day)) as events:
+
+        def proven() -> None:
+            if events() != hours_digest(connection):
+                prove_hours(connection, day)
+
+        yield proven
 
 
 def check_begun(day: date, zone: tzinfo, now: datetime | None = None) -> None:

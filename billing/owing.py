@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import date
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 import sqlalchemy as sa
@@ -58,7 +58,7 @@ def usage_to_bill(connection: Connection, usage_day: date, own: sa.Table | None)
 
     `own`: the sums of the bill's own day (`billing.aggregates.sum_hours`); None: what an earlier day owes.
     """
-    query = _owed_usage(usage_day) if own is None else sa.select(own, sa.false().label("was_unrated"))
+    query = _owed_usage(usage_day) if own is None else _own_usage(own)
     stretch: list[Usage] = []
     for usage in map(Usage._make, stream(connection, query.order_by("user_id"))):
         if len(stretch) >= _ROWS_AT_ONCE and usage.user_id != stretch[-1].user_id:
@@ -67,6 +67,10 @@ def usage_to_bill(connection: Connection, usage_day: date, own: sa.Table | None)
         stretch.append(usage)
     if stretch:
         yield stretch
+
+
+def _own_usage(own: sa.Table) -> sa.Select[Any]:
+    return sa.select(*[own.c[name] for name in (*KEY, *COUNTS)], sa.false().label("was_unrated"))
 
 
 def waiting_batches(usage_day: date) -> sa.Select[tuple[int]]:
