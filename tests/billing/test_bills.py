@@ -256,11 +256,20 @@ def test_a_day_whose_numbers_disagree_is_not_proven(
     assert refused.value.code == "closure_mismatch"
 
 
-def test_a_mismatch_leaves_the_day_open(ledger: Engine, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "tampering",
+    [
+        usage_hours.update().values(prompt_tokens=101),
+        usage_hours.update().values(requests=7),  # on which no line depends
+        usage_events.update().values(prompt_tokens=101),
+        usage_events.update().values(user_id="user-x"),
+    ],
+)
+def test_a_mismatch_leaves_the_day_open(ledger: Engine, tmp_path: Path, tampering: sa.Executable) -> None:
     bring(ledger, tmp_path, an_event())
     with writing(ledger) as connection:
-        connection.execute(usage_hours.update().values(prompt_tokens=101))
-    with pytest.raises(ClosureError, match="user-a"):
+        connection.execute(tampering)
+    with pytest.raises(ClosureError, match=r"user-a.*the hourly aggregates are"):
         close(ledger)
     with reading(ledger) as connection:
         assert connection.execute(sa.select(bill_days)).all() == []
