@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import marshal
 import os
@@ -23,6 +24,7 @@ from tallybook.segments import DamagedSegmentError, Line, read_segment, reread_s
 CHUNK_BYTES = 8 << 20  # read at a time: some twelve thousand events a transaction
 # From here on a process of its own pays, which takes half a second to start.
 WORTH_A_PROCESS_BYTES = 2 * CHUNK_BYTES
+_PIPE_BYTES = 1 << 20  # so that a chunk changes hands in few turns
 
 
 class Chunk(NamedTuple):
@@ -71,6 +73,8 @@ def parser(zone: tzinfo, waiting_bytes: int, *, for_copy: bool) -> Iterator[Pars
     with subprocess.Popen(  # noqa: S603 -- this program itself
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path}
     ) as process:
+        with suppress(AttributeError, OSError):  # of more than 64 KiB, where the system has it to give
+            fcntl.fcntl(cast(IO[bytes], process.stdout), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
         try:
             with without_collection():
                 yield _Beside(process, _Here(zone, for_copy=for_copy))
