@@ -20,10 +20,10 @@ from benchmarks.model_server import Row, row
 from billing.aggregates import day_sums, roll_up
 from billing.bills import close_day, rate_day
 from billing.ledger import open_ledger, reading, writing
+from billing.partitions import partition_name, prepare_days
 from billing.prices.book import sync_prices
 from billing.prices.price_list import Price
 from billing.prices.tariff import Tariff
-from billing.store import partition_name, prepare_days
 from billing.tables import usage_events
 from tallybook.calendar import day_interval
 

@@ -55,7 +55,7 @@ _NO_LABEL = "-"  # a name like any other, which stands where there is no label
 _REST_OF_TIME = re.compile(r":[0-5]\d\.\d{6}\+00:00", re.ASCII)
 _MINUTE = re.compile(r"\d{4}-[01]\d-[0-3]\dT[0-2]\d:[0-5]\d", re.ASCII)
 _SECOND_BAND = CONTEXT_BANDS[1]
-_REMEMBERED = 200_000  # of a kind: some 30 MB
+_REMEMBERED = 50_000  # of a kind: some 8 MB
 
 
 _Tokens = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]

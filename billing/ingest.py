@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import closing
 from datetime import tzinfo
 from pathlib import Path
 
@@ -11,12 +11,14 @@ from sqlalchemy.engine import Engine
 from billing.aggregates import roll_up_now
 from billing.aside import NotAloneError
 from billing.bulk import by_copy
+from billing.chunks import Chunk
 from billing.errors import LedgerError
 from billing.ledger import writing
 from billing.offsets import move_offset, offset_of
 from billing.parsing import Poison
-from billing.reading import Chunk, Parser, parser
-from billing.store import IngestResult, enter, prepare_days, put_aside, store_each, store_new
+from billing.partitions import prepare_days
+from billing.reading import Reader, reader
+from billing.store import IngestResult, enter, put_aside, store_each, store_new
 from tallybook.segments import SUFFIX, DamagedSegmentError
 
 
@@ -42,7 +44,7 @@ def store_journal(ledger: Engine, journal_dir: Path, zone: tzinfo) -> tuple[Inge
     damaged = []
     segments = sorted(journal_dir.glob(f"*{SUFFIX}"))
     waiting = sum(max(segment.stat().st_size - offset_of(ledger, segment.name), 0) for segment in segments)
-    with parser(zone, waiting, for_copy=by_copy(ledger)) as reading:
+    with reader(zone, waiting, for_copy=by_copy(ledger)) as reading:
         for segment in segments:
             try:
                 _store_segment(ledger, segment, reading, result)
@@ -51,23 +53,22 @@ def store_journal(ledger: Engine, journal_dir: Path, zone: tzinfo) -> tuple[Inge
     return result, damaged
 
 
-def _store_segment(ledger: Engine, segment: Path, reading: Parser, result: IngestResult) -> None:
+def _store_segment(ledger: Engine, segment: Path, reading: Reader, result: IngestResult) -> None:
     """Store what a segment holds, a chunk a transaction, while the next chunk is read."""
-    offset = offset_of(ledger, segment.name)
-    reading.ask(segment, offset)
-    while (chunk := reading.answer()).next_offset != offset:
-        reading.ask(segment, chunk.next_offset)
-        try:
-            stored = _store_chunk(ledger, segment, offset, chunk, reading, result)
-        except NotAloneError:  # seldom: an id has come with another content
-            stored = _store_chunk(ledger, segment, offset, chunk, reading, result, alone=True)
-        if stored:
-            offset = chunk.next_offset
-        else:  # another ingester was there first
-            with suppress(DamagedSegmentError):
-                reading.answer()
-            offset = offset_of(ledger, segment.name)
-            reading.ask(segment, offset)
+    to_the_end = False
+    while not to_the_end:
+        offset = offset_of(ledger, segment.name)
+        with closing(reading.chunks(segment, offset)) as chunks:
+            for chunk in chunks:
+                try:
+                    stored = _store_chunk(ledger, segment, offset, chunk, reading, result)
+                except NotAloneError:  # seldom: an id has come with another content
+                    stored = _store_chunk(ledger, segment, offset, chunk, reading, result, alone=True)
+                if not stored:  # another ingester was there first
+                    break
+                offset = chunk.next_offset
+            else:
+                to_the_end = True
 
 
 def _store_chunk(
@@ -75,7 +76,7 @@ def _store_chunk(
     segment: Path,
     offset: int,
     chunk: Chunk,
-    reading: Parser,
+    reading: Reader,
     result: IngestResult,
     *,
     alone: bool = False,
@@ -87,7 +88,7 @@ def _store_chunk(
     packed, parsed, found = chunk.packed, chunk.parsed, None
     if packed is None:
         parsed = reading.again(segment, offset, chunk)
-    with writing(ledger) as connection:
+    with writing(ledger, packed and packed.staged_file) as connection:
         enter(connection, parsed, alone=alone or chunk.torn is not None)
         prepare_days(ledger, packed.all_days if packed else parsed.days)
         if not move_offset(connection, segment.name, offset, chunk.next_offset):

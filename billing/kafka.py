@@ -27,8 +27,9 @@ from billing.events import EventReader
 from billing.ledger import lock_ledger, writing
 from billing.offsets import move_offset, offset_of
 from billing.parsing import Parsed, Poison, parse
+from billing.partitions import prepare_days
 from billing.settings import BillingSettings
-from billing.store import IngestResult, enter, prepare_days, put_aside, store
+from billing.store import IngestResult, enter, put_aside, store
 from tallybook.segments import Line
 
 BATCH_MESSAGES = 20_000  # of all partitions together; each is a transaction of its own

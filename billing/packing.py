@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from datetime import date
 from typing import Any, NamedTuple
 
@@ -13,25 +13,39 @@ from billing.merkle import merkle_root
 
 
 class DayPack(NamedTuple):
-    """The events of one day in the order of their ids, and what their batch says of them."""
+    """What the batch of a day says of its events."""
 
     day: date
     requests: int
     tokens: tuple[int, int, int]  # prompt, cached and completion
     events_root: bytes
-    rows: Any  # bytes as `lines` makes them, or a list of VALUE_COLUMNS
 
-    def lines(self, batch_id: int) -> bytes:
-        """LINE_COLUMNS as lines for COPY."""
-        lines: bytes = self.rows
-        return lines.replace(BATCH, b"%d" % batch_id)
+
+class Lines(NamedTuple):
+    """Rows as lines for COPY, in the order of their ids, with stand-ins for the numbers of their batches."""
+
+    ids: bytes  # of `event_ids`; for the stand-in see `batch_stand_in`
+    events: list[bytes]  # LINE_COLUMNS, of each day; the stand-in is BATCH
+
+
+class Values(NamedTuple):
+    """Rows as values, in the order of their ids."""
+
+    ids: list[tuple[str, int, bytes]]  # of all days: the id, which of the days it is on, and the digest
+    events: list[list[tuple[Any, ...]]]  # VALUE_COLUMNS, of each day
+
+
+class Staged(NamedTuple):
+    """Values in a SQLite file, as `billing.staging` lays it out; there until the next chunk is asked for."""
+
+    file: str
 
 
 class Packed(NamedTuple):
-    """Events of which no id is there twice, by day; and all their ids in order, with day and digest."""
+    """Events of which no id is there twice, by day in the order of days, and their rows."""
 
-    ids: Any  # bytes, or a list of values
     days: list[DayPack]
+    rows: Lines | Values | Staged
 
     @property
     def all_days(self) -> list[date]:
@@ -43,17 +57,10 @@ class Packed(NamedTuple):
         """How many events there are."""
         return sum(each.requests for each in self.days)
 
-    def claim_lines(self, batch_of: Mapping[date, int]) -> bytes:
-        """Ids, batches and digests as lines for COPY."""
-        lines: bytes = self.ids
-        for day, batch_id in batch_of.items():
-            lines = lines.replace(_batch_of(day.toordinal()), b"%d" % batch_id)
-        return lines
-
-    def claims(self, batch_of: Mapping[date, int]) -> list[tuple[str, int, bytes]]:
-        """The same as values."""
-        numbers = {day.toordinal(): batch_id for day, batch_id in batch_of.items()}
-        return [(event_id, numbers[day], digest) for event_id, day, digest in self.ids]
+    @property
+    def staged_file(self) -> str | None:
+        """The file that the transaction which stores them has to have attached, if any."""
+        return self.rows.file if isinstance(self.rows, Staged) else None
 
 
 def pack(rows: Iterable[EventRow], *, for_copy: bool) -> Packed:
@@ -65,15 +72,18 @@ def pack(rows: Iterable[EventRow], *, for_copy: bool) -> Packed:
     by_day: dict[date, list[EventRow]] = defaultdict(list)
     for row in in_order:
         by_day[row.day].append(row)
+    numbers = {day: number for number, day in enumerate(sorted(by_day))}
     days = []
-    for day, its in sorted(by_day.items()):
+    for day in numbers:
+        its = by_day[day]
         prompt, cached, completion = (sum(each) for each in zip(*[row.tokens for row in its], strict=True))
         root = merkle_root([row.content_sha256 for row in its])
-        ready = [row.ready for row in its]
-        days.append(
-            DayPack(day, len(its), (prompt, cached, completion), root, b"".join(ready) if for_copy else ready)
-        )
-    return Packed((_id_lines if for_copy else _id_values)(in_order), days)
+        days.append(DayPack(day, len(its), (prompt, cached, completion), root))
+    ready = [[row.ready for row in by_day[day]] for day in numbers]
+    if for_copy:
+        return Packed(days, Lines(_id_lines(in_order, numbers), [b"".join(lines) for lines in ready]))
+    ids = [(row.id, numbers[row.day], row.content_sha256) for row in in_order]
+    return Packed(days, Values(ids, ready))
 
 
 def pack_if_each_once(rows: Collection[EventRow], *, for_copy: bool) -> Packed | None:
@@ -81,20 +91,20 @@ def pack_if_each_once(rows: Collection[EventRow], *, for_copy: bool) -> Packed |
     return pack(rows, for_copy=for_copy) if len({row.id for row in rows}) == len(rows) else None
 
 
+def batch_stand_in(number: int) -> bytes:
+    """What stands in the lines of ids for the batch of a day, the first being 0.
+
+    Of as many digits for every day, so that none is the beginning of another.
+    """
+    return b"%b%07d" % (BATCH, number)
+
+
 def _id(row: EventRow) -> str:
     return row.id
 
 
-def _id_lines(rows: list[EventRow]) -> bytes:
-    batches = {day: _batch_of(day.toordinal()).decode() for day in {row.day for row in rows}}
+def _id_lines(rows: list[EventRow], numbers: dict[date, int]) -> bytes:
+    batches = {day: batch_stand_in(number).decode() for day, number in numbers.items()}
     return "".join(
         [f"{csv_text(row.id)},{batches[row.day]},\\x{row.content_sha256.hex()}\n" for row in rows]
     ).encode()
-
-
-def _id_values(rows: list[EventRow]) -> list[tuple[str, int, bytes]]:
-    return [(row.id, row.day.toordinal(), row.content_sha256) for row in rows]
-
-
-def _batch_of(day: int) -> bytes:
-    return b"%b%07d" % (BATCH, day)  # as many digits for every day: none is the beginning of another

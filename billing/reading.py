@@ -1,4 +1,4 @@
-"""Reading the journal: chunks of a segment, parsed here or ahead of time in a process beside this one."""
+"""Reading the journal: here, or ahead of time in processes beside this one."""
 
 from __future__ import annotations
 
@@ -6,68 +6,70 @@ import fcntl
 import gc
 import marshal
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import date, datetime, timezone, tzinfo
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import date, datetime, tzinfo
 from pathlib import Path
 from select import select
-from typing import IO, Any, NamedTuple, Protocol, cast
+from tempfile import TemporaryDirectory
+from typing import IO, Any, Protocol, cast
 from zoneinfo import ZoneInfo
 
-from billing.events import EventReader
-from billing.packing import DayPack, Packed, pack_if_each_once
-from billing.parsing import Parsed, Poison, parse, read_act
-from tallybook.segments import DamagedSegmentError, Line, read_segment, reread_segment
+from billing.chunks import CHUNK_BYTES, Chunk, ChunkReader
+from billing.packing import DayPack, Lines, Packed, Staged, Values
+from billing.parsing import Parsed, Poison, read_act
+from billing.staging import stage
+from tallybook.segments import DamagedSegmentError, Line
 
-CHUNK_BYTES = 8 << 20  # read at a time: some twelve thousand events a transaction
-# From here on a process of its own pays, which takes half a second to start.
+# From here on processes of their own pay, which take half a second to start.
 WORTH_A_PROCESS_BYTES = 2 * CHUNK_BYTES
+_PROCESSES = 2  # what they read, one process can store
+_FORMS = {form.__name__: form for form in (Lines, Values, Staged)}
 _PIPE_BYTES = 1 << 20  # so that a chunk changes hands in few turns
 
 
-class Chunk(NamedTuple):
-    """What a part of a segment held, its torn last line if any, and the offset to go on from.
+class Reader(Protocol):
+    """Reads segments, chunk after chunk; the next may be read while one is stored."""
 
-    `packed` are its rows, ready to be stored, where no id is there twice. A chunk that came from the other
-    process has them in no other form: see `Parser.again`.
-    """
+    def chunks(self, segment: Path, offset: int) -> Generator[Chunk, None, None]:
+        """A segment's chunks from here on; to be closed before others are asked for.
 
-    parsed: Parsed
-    packed: Packed | None
-    torn: Line | None
-    next_offset: int
-    read_at: datetime
-
-
-class Parser(Protocol):
-    """Reads one chunk while the one before is stored: ask first, fetch the answer later."""
-
-    def ask(self, segment: Path, offset: int) -> None:
-        """Begin to read a segment from here; what was asked for before was answered."""
-
-    def answer(self) -> Chunk:
-        """What was asked for. Raises: DamagedSegmentError; OSError."""
+        Raises: DamagedSegmentError; OSError.
+        """
 
     def again(self, segment: Path, offset: int, chunk: Chunk) -> Parsed:
-        """All of a chunk that was read from here, its rows one by one. Raises: the same."""
+        """All of a chunk that began here, its rows one by one. Raises: the same."""
 
 
 @contextmanager
-def parser(zone: tzinfo, waiting_bytes: int, *, for_copy: bool) -> Iterator[Parser]:
-    """A parser for so much that waits: a large journal is read in a process beside this one.
+def reader(zone: tzinfo, waiting_bytes: int, *, for_copy: bool) -> Iterator[Reader]:
+    """A reader for so much that waits: a large journal is read in processes beside this one.
 
-    `for_copy`: rows are packed as lines, else as values.
+    `for_copy`: rows are packed as lines, else as values or staged.
     """
-    if (
-        waiting_bytes < WORTH_A_PROCESS_BYTES
-        or not isinstance(zone, ZoneInfo)
-        or len(os.sched_getaffinity(0)) < 2
-    ):
-        with without_collection():
-            yield _Here(zone, for_copy=for_copy)
-        return
+    here = ChunkReader(zone, for_copy=for_copy)
+    with ExitStack() as open_ones, _without_collection():
+        if (
+            waiting_bytes < WORTH_A_PROCESS_BYTES
+            or not isinstance(zone, ZoneInfo)
+            or len(os.sched_getaffinity(0)) < 2
+        ):
+            yield here
+        else:
+            processes = [
+                _Process(open_ones.enter_context(_started(zone, for_copy=for_copy)))
+                for _ in range(_PROCESSES)
+            ]
+            yield _Beside(processes, here)
+
+
+@contextmanager
+def _started(zone: ZoneInfo, *, for_copy: bool) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that reads; it ends when its pipes are closed, whatever it is in the midst of."""
     command = [sys.executable, "-m", "billing.reading", zone.key, "lines" if for_copy else "values"]
     path = os.pathsep.join(filter(None, sys.path))
     with subprocess.Popen(  # noqa: S603 -- this program itself
@@ -75,96 +77,133 @@ def parser(zone: tzinfo, waiting_bytes: int, *, for_copy: bool) -> Iterator[Pars
     ) as process:
         with suppress(AttributeError, OSError):  # of more than 64 KiB, where the system has it to give
             fcntl.fcntl(cast(IO[bytes], process.stdout), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-        try:
-            with without_collection():
-                yield _Beside(process, _Here(zone, for_copy=for_copy))
-        finally:
-            process.kill()  # it holds nothing, and may be in the midst of an answer that nobody wants
+        yield process
 
 
-class _Here:
-    def __init__(self, zone: tzinfo, *, for_copy: bool) -> None:
-        self._reader = EventReader(zone, for_copy=for_copy)
-        self._for_copy = for_copy
-        self._asked = (Path(), 0)
+class _Process:
+    """One at the other end of two pipes: asked for a chunk, it first tells how far that reaches."""
 
-    def ask(self, segment: Path, offset: int) -> None:
-        self._asked = (segment, offset)
-
-    def answer(self) -> Chunk:
-        segment, offset = self._asked
-        # Values take several times the memory of lines: SQLite is faster with fewer of them at once.
-        extract = read_segment(segment, offset, CHUNK_BYTES if self._for_copy else CHUNK_BYTES // 2)
-        now = datetime.now(timezone.utc)
-        parsed = parse(extract.lines, self._reader, now)
-        packed = pack_if_each_once([row for _, row in parsed.rows], for_copy=self._for_copy)
-        return Chunk(parsed, packed, extract.torn, extract.next_offset, now)
-
-    def again(self, segment: Path, offset: int, chunk: Chunk) -> Parsed:
-        if chunk.parsed.rows or (chunk.packed and not chunk.packed.days):
-            return chunk.parsed
-        return parse(reread_segment(segment, offset, chunk.next_offset), self._reader, chunk.read_at)
-
-
-class _Beside:
-    """Reads here until the other process has started."""
-
-    def __init__(self, process: subprocess.Popen[bytes], here: _Here) -> None:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._to = cast(IO[bytes], process.stdin)
         self._from = cast(IO[bytes], process.stdout)
-        self._here = here
         self._started = False
 
-    def ask(self, segment: Path, offset: int) -> None:
+    def has_started(self) -> bool:
+        """Whether it can be asked by now."""
         if not self._started and select([self._from], [], [], 0)[0]:
-            _receive(self._from)
+            self._receive()
             self._started = True
-        if self._started:
-            _send(self._to, (os.fspath(segment), offset))
-        else:
-            self._here.ask(segment, offset)
+        return self._started
 
-    def again(self, segment: Path, offset: int, chunk: Chunk) -> Parsed:
-        return self._here.again(segment, offset, chunk)
+    def ask(self, segment: Path, offset: int) -> int:
+        """Let it read the chunk that begins here; the offset behind it, or the same if there is none."""
+        _send(self._to, (os.fspath(segment), offset))
+        return cast(int, self._receive())
 
     def answer(self) -> Chunk:
-        if not self._started:
-            return self._here.answer()
-        told = _receive(self._from)
-        if told is None:
-            raise OSError("the process that reads the journal has ended")
-        kind, content = told
+        """What was asked for. Raises: DamagedSegmentError; OSError."""
+        kind, content = self._receive()
         if kind == "damaged":
             raise DamagedSegmentError(content)
         if kind == "error":
             raise OSError(*content)
         return _unplain(content)
 
+    def _receive(self) -> Any:
+        told = _receive(self._from)
+        if told is None:
+            raise OSError("a process that reads the journal has ended")
+        return told
+
+
+class _Beside:
+    """Lets processes read ahead in turns, each a chunk; reads here until the first of them has started."""
+
+    def __init__(self, processes: list[_Process], here: ChunkReader) -> None:
+        self._processes = processes
+        self._here = here
+        self._asked: deque[_Process] = deque()  # whose chunks come next, in this order
+        self._segment, self._reached, self._at_end = Path(), 0, False
+
+    def chunks(self, segment: Path, offset: int) -> Generator[Chunk, None, None]:
+        self._segment, self._reached, self._at_end = segment, offset, False
+        try:
+            self._ask_ahead()
+            while (chunk := self._next()).next_offset != offset:
+                offset = chunk.next_offset
+                self._ask_ahead()
+                yield chunk
+        finally:
+            while self._asked:  # what nobody wants any more
+                with suppress(DamagedSegmentError, OSError):
+                    self._asked.popleft().answer()
+
+    def again(self, segment: Path, offset: int, chunk: Chunk) -> Parsed:
+        return self._here.again(segment, offset, chunk)
+
+    def _ask_ahead(self) -> None:
+        for process in self._processes:
+            if not self._at_end and process not in self._asked and process.has_started():
+                reaches = process.ask(self._segment, self._reached)
+                self._asked.append(process)
+                self._at_end, self._reached = reaches == self._reached, reaches
+
+    def _next(self) -> Chunk:
+        if self._asked:
+            return self._asked.popleft().answer()
+        extract = self._here.read(self._segment, self._reached)
+        self._reached = extract.next_offset
+        return self._here.parse(extract)
+
 
 def serve(zone: tzinfo, *, for_copy: bool) -> None:
     """Answer on standard output what is asked on standard input, until that ends."""
-    here = _Here(zone, for_copy=for_copy)
+    here = ChunkReader(zone, for_copy=for_copy)
     gc.disable()
-    answer: tuple[Any, ...] = ("started",)
-    _send(sys.stdout.buffer, answer)
-    while (asked := _receive(sys.stdin.buffer)) is not None:
-        segment, offset = asked
-        here.ask(Path(segment), offset)
-        try:
-            answer = ("chunk", _plain(here.answer()))
-        except DamagedSegmentError as error:
-            answer = ("damaged", str(error))
-        except OSError as error:
-            answer = ("error", (error.errno, error.strerror, error.filename))
-        _send(sys.stdout.buffer, answer)
+    _send(sys.stdout.buffer, "started")
+    with TemporaryDirectory(prefix="tallybook-") as folder:
+        # By turns: while what is in one is stored, the next chunk is asked for.
+        files = [Path(folder) / "0", Path(folder) / "1"]
+        while (asked := _receive(sys.stdin.buffer)) is not None:
+            files.reverse()
+            for answer in _answers(here, Path(asked[0]), asked[1], files[0]):
+                _send(sys.stdout.buffer, answer)
 
 
-def _plain(chunk: Chunk) -> tuple[Any, ...]:
-    """A chunk as plain values, without its rows one by one."""
+def _answers(here: ChunkReader, segment: Path, offset: int, file: Path) -> Iterator[Any]:
+    """How far a chunk reaches, as soon as that is known; and the chunk, or what is wrong."""
+    try:
+        extract = here.read(segment, offset)
+    except (DamagedSegmentError, OSError) as error:
+        yield offset
+        yield _told(error)
+        return
+    yield extract.next_offset
+    try:
+        answer = ("chunk", _plain(here.parse(extract), file))
+    except OSError as error:
+        answer = _told(error)
+    yield answer
+
+
+def _told(error: DamagedSegmentError | OSError) -> tuple[str, Any]:
+    if isinstance(error, DamagedSegmentError):
+        return "damaged", str(error)
+    return "error", (error.errno, error.strerror, error.filename)
+
+
+def _plain(chunk: Chunk, file: Path) -> tuple[Any, ...]:
+    """A chunk as plain values, without its rows one by one; what are values by now is staged in the file."""
     packed: tuple[Any, ...] | None = None
     if chunk.packed:
-        days = [(day.toordinal(), *rest) for day, *rest in map(tuple[Any, ...], chunk.packed.days)]
-        packed = (chunk.packed.ids, days)
+        days, rows = chunk.packed
+        if isinstance(rows, Values) and days:
+            rows = stage(rows, chunk.packed.all_days, file)
+        packed = (
+            type(rows).__name__,
+            tuple(rows),
+            [(day.toordinal(), *rest) for day, *rest in map(tuple[Any, ...], days)],
+        )
     poison = [(tuple(each.line), each.code, each.message) for each in chunk.parsed.poison]
     acts = [tuple(line) for line, _ in chunk.parsed.acts]
     return (
@@ -180,21 +219,21 @@ def _plain(chunk: Chunk) -> tuple[Any, ...]:
 def _unplain(content: tuple[Any, ...]) -> Chunk:
     packed, poison, acts, torn, next_offset, read_at = content
     if packed:
-        ids, days = packed
-        packed = Packed(ids, [DayPack(date.fromordinal(day), *rest) for day, *rest in days])
+        form, rows, days = packed
+        packed = Packed([DayPack(date.fromordinal(day), *rest) for day, *rest in days], _FORMS[form](*rows))
     told_acts = [(Line(*line), act) for line in acts if (act := read_act(line[1])) is not None]
     parsed = Parsed([], [Poison(Line(*line), code, message) for line, code, message in poison], told_acts)
     return Chunk(parsed, packed, torn and Line(*torn), next_offset, datetime.fromisoformat(read_at))
 
 
-def _send(pipe: IO[bytes], message: tuple[Any, ...]) -> None:
+def _send(pipe: IO[bytes], message: Any) -> None:
     told = marshal.dumps(message, 2)
     pipe.write(len(told).to_bytes(8, "big"))
     pipe.write(told)
     pipe.flush()
 
 
-def _receive(pipe: IO[bytes]) -> tuple[Any, ...] | None:
+def _receive(pipe: IO[bytes]) -> Any:
     """None: the other side has ended."""
     size = int.from_bytes(pipe.read(8), "big")
     told = pipe.read(size)
@@ -202,7 +241,7 @@ def _receive(pipe: IO[bytes]) -> tuple[Any, ...] | None:
 
 
 @contextmanager
-def without_collection() -> Iterator[None]:
+def _without_collection() -> Iterator[None]:
     """Spare the garbage collector: what is read here makes no cycles, and it would look at all of it."""
     enabled = gc.isenabled()
     gc.disable()
@@ -214,5 +253,9 @@ def without_collection() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    with suppress(BrokenPipeError):  # whom we read for has been killed
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all of a group: whom we read for ends us
+        signal.signal(number, signal.SIG_IGN)
+    try:
         serve(ZoneInfo(sys.argv[1]), for_copy=sys.argv[2] == "lines")
+    except BrokenPipeError:  # whom we read for has gone, or wants no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python's last flush goes

@@ -23,9 +23,9 @@ from billing.day_sums import networks_sha256
 from billing.errors import AuditError, LedgerError
 from billing.ledger import closed_days, lock_ledger, writing
 from billing.owing import owing_days
+from billing.partitions import partition_name
 from billing.prices.book import kept_tariff
 from billing.seals import batches_root, ids_sha256, verify_events
-from billing.store import partition_name
 from billing.tables import event_batches, usage_events
 
 _LOCK_SECONDS = 30  # how long dropping a partition waits for those who read

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import date, datetime, timedelta, tzinfo
+from datetime import datetime, tzinfo
 from sqlite3 import IntegrityError
 from typing import Any, NamedTuple
 
@@ -16,21 +16,17 @@ from sqlalchemy.engine import Connection, Engine
 from billing import acts
 from billing.aggregates import roll_up_now
 from billing.aside import keep_aside, take_out
-from billing.bulk import by_copy, copy_lines, insert_rows
-from billing.events import LINE_COLUMNS, VALUE_COLUMNS, EventReader, EventRow
+from billing.bulk import by_copy
+from billing.event_rows import insert_events, insert_ids
+from billing.events import EventReader, EventRow
 from billing.ledger import closed_days, lock_ledger, share_ledger, writing
 from billing.packing import Packed, pack, pack_if_each_once
 from billing.parsing import Parsed, Poison, parse
-from billing.tables import event_batches, event_ids, set_aside
+from billing.partitions import prepare_days
+from billing.tables import event_batches, set_aside
 from tallybook.acts import Act
 from tallybook.segments import Line
 
-_INSERT_EVENTS = (
-    f"INSERT INTO usage_events ({', '.join(VALUE_COLUMNS)}, day, batch_id) "  # noqa: S608
-    f"VALUES ({', '.join('?' * len(VALUE_COLUMNS))}, '{{day}}', {{batch_id}})"
-)
-_CLAIM = ("id", "batch_id", "content_sha256")
-_PARTITIONS_LOCK = 7_411_402_557
 _FINAL = ("torn_line", "conflicting_duplicate")  # what no later look will see otherwise
 
 
@@ -55,32 +51,6 @@ class IngestResult:
         self.acts += other.acts
         for code, count in other.set_aside.items():
             self.set_aside[code] = self.set_aside.get(code, 0) + count
-
-
-def prepare_days(ledger: Engine, days: Iterable[date]) -> None:
-    """Make the partitions that these days need, in a transaction of its own; SQLite needs none.
-
-    For a caller that shares the ledger, so that retention drops none of them before it is used. A partition
-    is made as a table and then attached, which waits for nobody who reads or ingests.
-    """
-    if ledger.dialect.name != "postgresql":
-        return
-    wanted = {partition_name(day): day for day in days}
-    query = sa.text("SELECT relname FROM pg_class WHERE relname = ANY(:names)")
-    with ledger.connect() as connection:
-        present = set(connection.scalars(query, {"names": list(wanted)}))
-    for name in sorted(wanted.keys() - present):
-        with writing(ledger) as connection:
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_PARTITIONS_LOCK)))
-            if connection.scalar(query, {"names": [name]}) is None:
-                values = f"FOR VALUES FROM ('{wanted[name]}') TO ('{wanted[name] + timedelta(days=1)}')"
-                connection.exec_driver_sql(f"CREATE TABLE {name} (LIKE usage_events INCLUDING DEFAULTS)")
-                connection.exec_driver_sql(f"ALTER TABLE usage_events ATTACH PARTITION {name} {values}")
-
-
-def partition_name(day: date) -> str:
-    """The table that holds a day's events on PostgreSQL."""
-    return f"usage_events_{day:%Y%m%d}"
 
 
 def enter(connection: Connection, parsed: Parsed, *, alone: bool = False) -> None:
@@ -110,10 +80,10 @@ def store_new(
 
     `others`: what was found beside them.
     """
-    batch_of = _batch_ids(connection, packed.all_days)
-    if not _claim_all(connection, packed, batch_of):
+    batch_ids = _batch_ids(connection, len(packed.days))
+    if not _claim_all(connection, packed, batch_ids):
         return None
-    _write(connection, packed, batch_of, segment, offset)
+    _write(connection, packed, batch_ids, segment, offset)
     result = IngestResult(stored=packed.requests)
     _store_others(connection, segment, others.acts, others.poison, result)
     return result
@@ -122,12 +92,13 @@ def store_new(
 def store_each(connection: Connection, segment: str, offset: int, parsed: Parsed) -> IngestResult:
     """`store` for events of which some are known: each is asked for and judged."""
     first = {row.id: row for _, row in reversed(parsed.rows)}
-    batch_of = _batch_ids(connection, sorted(parsed.days))
+    days = sorted(parsed.days)
+    batch_of = dict(zip(days, _batch_ids(connection, len(days)), strict=True))
     new = _claim_new(
         connection, [(row.id, batch_of[row.day], row.content_sha256) for _, row in sorted(first.items())]
     )
     packed = pack([row for row in first.values() if row.id in new], for_copy=by_copy(connection))
-    _write(connection, packed, batch_of, segment, offset)
+    _write(connection, packed, [batch_of[day] for day in packed.all_days], segment, offset)
     result, poison = IngestResult(stored=len(new)), list(parsed.poison)
     _judge_repeated(connection, parsed.rows, new, result, poison)
     _store_others(connection, segment, parsed.acts, poison, result)
@@ -210,25 +181,22 @@ def retry_set_aside(ledger: Engine, zone: tzinfo, now: datetime | None = None) -
     return result
 
 
-def _batch_ids(connection: Connection, days: Collection[date]) -> dict[date, int]:
-    """A number for the batch of each day."""
+def _batch_ids(connection: Connection, count: int) -> Sequence[int]:
+    """Numbers for new batches."""
     if connection.dialect.name == "postgresql":
         query = sa.text("SELECT nextval('event_batches_id_seq') FROM generate_series(1, :count)")
-        return dict(zip(days, connection.scalars(query, {"count": len(days)}), strict=True))
+        return connection.scalars(query, {"count": count}).all()
     last = connection.scalar(sa.select(sa.func.max(event_batches.c.id))) or 0  # we are the only writer
-    return {day: last + number for number, day in enumerate(days, 1)}
+    return range(last + 1, last + 1 + count)
 
 
-def _claim_all(connection: Connection, packed: Packed, batch_of: Mapping[date, int]) -> bool:
+def _claim_all(connection: Connection, packed: Packed, batch_ids: Sequence[int]) -> bool:
     """Insert the ids; false if any was stored before, and nothing is inserted."""
-    if not batch_of:
+    if not batch_ids:
         return True
     try:
         with connection.begin_nested():
-            if by_copy(connection):
-                copy_lines(connection, event_ids.name, _CLAIM, packed.claim_lines(batch_of))
-            else:
-                insert_rows(connection, event_ids, _CLAIM, packed.claims(batch_of))
+            insert_ids(connection, packed, batch_ids)
     except (UniqueViolation, IntegrityError):  # COPY knows no ON CONFLICT
         return False
     return True
@@ -272,17 +240,14 @@ def _known(connection: Connection, ids: Sequence[str]) -> dict[str, _Known]:
 
 
 def _write(
-    connection: Connection, packed: Packed, batch_of: Mapping[date, int], segment: str, offset: int
+    connection: Connection, packed: Packed, batch_ids: Sequence[int], segment: str, offset: int
 ) -> None:
     """Write events and the batches that vouch for them, one a day."""
+    if not batch_ids:
+        return
+    insert_events(connection, packed, batch_ids)
     closed = closed_days(connection, packed.all_days)
-    for each in packed.days:
-        batch_id = batch_of[each.day]
-        if by_copy(connection):
-            copy_lines(connection, partition_name(each.day), LINE_COLUMNS, each.lines(batch_id))
-        else:
-            cursor: Any = connection.connection.cursor()
-            cursor.executemany(_INSERT_EVENTS.format(day=each.day.isoformat(), batch_id=batch_id), each.rows)
+    for each, batch_id in zip(packed.days, batch_ids, strict=True):
         prompt, cached, completion = each.tokens
         connection.execute(
             event_batches.insert().values(

@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
+ATTACHED = "attached"  # the schema of a file that a transaction on SQLite reads besides
 _BUSY_SECONDS = 60  # how long SQLite waits for another writer
 
 
@@ -40,12 +41,17 @@ def connect(url: str) -> Engine:
 
 
 @contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
+def writing(engine: Engine, attached: str | None = None) -> Iterator[Connection]:
     """One transaction that writes; committed at the end, rolled back on any error.
 
     SQLite takes its one write lock at once, so that a transaction never fails half-way for want of it.
+    `attached`: another SQLite file, to be read as the schema ATTACHED.
     """
-    with engine.connect().execution_options(tallybook_writes=True) as connection, connection.begin():
+    with (
+        engine.connect().execution_options(tallybook_writes=True) as connection,
+        _attaching(connection, attached),
+        connection.begin(),
+    ):
         yield connection
 
 
@@ -57,6 +63,20 @@ def reading(engine: Engine) -> Iterator[Connection]:
         options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
     with engine.connect().execution_options(**options) as connection, connection.begin():
         yield connection
+
+
+@contextmanager
+def _attaching(connection: Connection, file: str | None) -> Iterator[None]:
+    """Attach a file for what is done inside, which a transaction's begin and end must both be."""
+    if file is None:
+        yield
+        return
+    driver: Any = connection.connection.driver_connection  # beside SQLAlchemy, which would begin one
+    driver.execute(f"ATTACH ? AS {ATTACHED}", (file,))
+    try:
+        yield
+    finally:
+        driver.execute(f"DETACH {ATTACHED}")
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:

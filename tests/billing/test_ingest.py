@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy.engine import Engine
 
-import billing.reading
+import billing.chunks
 import billing.store
 from billing.aggregates import rebuild_day
 from billing.audit import verify
@@ -163,7 +163,7 @@ def test_a_line_that_a_dead_writer_tore_is_set_aside(ledger: Engine, tmp_path: P
 
 
 def test_batches_end_at_lines(ledger: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(billing.reading, "CHUNK_BYTES", 700)  # a line and a bit
+    monkeypatch.setattr(billing.chunks, "CHUNK_BYTES", 700)  # a line and a bit
     events = [an_event() for _ in range(20)]
     write_segment(tmp_path, events, end=b"torn")
     result = ingest(ledger, tmp_path, ZONE)

@@ -30,9 +30,9 @@ LAST_NOON = NOON - timedelta(days=9)  # long over, and so is the day after it
 WORK = """
 import sys
 from datetime import date
-from billing import daily, reading
+from billing import chunks, daily, reading
 from billing.settings import BillingSettings
-reading.WORTH_A_PROCESS_BYTES, reading.CHUNK_BYTES = 1 << 20, 1 << 19
+reading.WORTH_A_PROCESS_BYTES, chunks.CHUNK_BYTES = 1 << 20, 1 << 19
 settings = BillingSettings()
 print("ready", flush=True)
 daily.ingest(settings)

@@ -1,9 +1,12 @@
-"""The journal read here and in a process beside: the same chunks, the same errors."""
+"""The journal read here and in processes beside: the same chunks, the same errors."""
 
+import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from select import select
+from shutil import rmtree
 
 import orjson
 import pytest
@@ -13,12 +16,13 @@ from sqlalchemy.engine import Engine
 import billing.reading
 from billing.ingest import ingest
 from billing.ledger import reading
-from billing.reading import Chunk, Parser, parser
+from billing.packing import Packed, Values
+from billing.reading import Reader, reader
 from billing.tables import usage_events
 from tallybook.acts import Act
 from tallybook.segments import DamagedSegmentError, committed
 from tallybook.usage import UsageEvent
-from tests.billing.factories import TRACED, ZONE, an_event, write_segment
+from tests.billing.factories import NOON, TRACED, ZONE, an_event, write_segment
 
 
 @pytest.fixture
@@ -29,24 +33,24 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def both(*, for_copy: bool) -> Iterator[tuple[Parser, Parser]]:
-    """A parser in this process, and one beside it."""
+def both(*, for_copy: bool) -> Iterator[tuple[Reader, Reader]]:
+    """A reader in this process, and one beside it."""
     beside = billing.reading.WORTH_A_PROCESS_BYTES
-    with parser(ZONE, beside - 1, for_copy=for_copy) as one, parser(ZONE, beside, for_copy=for_copy) as other:
+    with reader(ZONE, beside - 1, for_copy=for_copy) as one, reader(ZONE, beside, for_copy=for_copy) as other:
         yield one, other
 
 
-def chunks(reads: Parser, segment: Path) -> list[Chunk]:
-    """All of a segment."""
-    found: list[Chunk] = []
-    offset = 0
-    while True:
-        reads.ask(segment, offset)
-        chunk = reads.answer()
-        if chunk.next_offset == offset:
-            return found
-        found.append(chunk)
-        offset = chunk.next_offset
+def staged(packed: Packed) -> Values:
+    """What the file that a process has left holds."""
+    assert packed.staged_file is not None
+    with closing(sqlite3.connect(packed.staged_file)) as connection:
+        ids = connection.execute("SELECT * FROM ids").fetchall()
+        events = connection.execute("SELECT * FROM events").fetchall()
+    days = [
+        [tuple(values) for *values, day, number in events if (day, number) == (str(each), index)]
+        for index, each in enumerate(packed.all_days)
+    ]
+    return Values(ids, days)
 
 
 @pytest.mark.parametrize("for_copy", [False, True])
@@ -58,32 +62,82 @@ def test_a_process_beside_reads_what_is_read_here(tmp_path: Path, for_copy: bool
         odd,
         b"nonsense",
         orjson.dumps(an_event().to_record() | {"trace": {"a": '"'}}),
+        an_event(time=NOON - timedelta(days=3)),
     ]
     act = Act(source="tests", who="anna", kind="key.created", details={"key": "k"})
     lines.append(orjson.dumps(act.to_record()))
     segment = write_segment(tmp_path, lines, end=b'{"torn')
     with both(for_copy=for_copy) as (here, beside):
-        [one], [other] = chunks(here, segment), chunks(beside, segment)
-    assert other[1:-1] == one[1:-1]  # but for when it was read
-    assert one.packed is not None
-    assert one.packed.requests == len(one.parsed.rows) == 3
-    assert other.parsed.rows == []
-    assert (other.parsed.poison, other.parsed.acts) == (one.parsed.poison, one.parsed.acts)
-    assert (len(one.parsed.poison), len(one.parsed.acts)) == (1, 1)
-    assert beside.again(segment, 0, other) == here.again(segment, 0, one) == one.parsed
+        [one] = here.chunks(segment, 0)
+        with closing(beside.chunks(segment, 0)) as chunks:
+            other = next(chunks)
+            assert one.packed is not None
+            assert other.packed is not None
+            assert other.packed.days == one.packed.days
+            assert (other.packed.rows if for_copy else staged(other.packed)) == one.packed.rows
+            assert list(chunks) == []
+        assert other[2:-1] == one[2:-1]  # but for when it was read
+        assert one.packed.requests == len(one.parsed.rows) == 4
+        assert other.parsed.rows == []
+        assert (other.parsed.poison, other.parsed.acts) == (one.parsed.poison, one.parsed.acts)
+        assert (len(one.parsed.poison), len(one.parsed.acts)) == (1, 1)
+        assert beside.again(segment, 0, other) == here.again(segment, 0, one) == one.parsed
+
+
+@pytest.mark.usefixtures("at_once")
+def test_processes_that_read_by_turns_give_the_chunks_in_their_order(tmp_path: Path) -> None:
+    record = orjson.dumps(an_event(id="00000000").to_record())
+    batches = [
+        b"\n".join(record.replace(b'"00000000"', b'"%08d"' % number) for number in range(first, first + 100))
+        for first in range(0, 60_000, 100)
+    ]
+    segment = tmp_path / "large.jsonl"
+    segment.write_bytes(b"".join(batch + b"\n" + committed(100) for batch in batches))
+    with both(for_copy=True) as (here, beside):
+        expected = [(chunk.next_offset, chunk.packed) for chunk in here.chunks(segment, 0)]
+        assert len(expected) > 3
+        assert [(chunk.next_offset, chunk.packed) for chunk in beside.chunks(segment, 0)] == expected
+        with closing(beside.chunks(segment, 0)) as chunks:  # what is read ahead is given up
+            assert next(chunks).next_offset == expected[0][0]
+        from_second = list(beside.chunks(segment, expected[0][0]))
+    assert [(chunk.next_offset, chunk.packed) for chunk in from_second] == expected[1:]
+
+
+@pytest.mark.usefixtures("at_once")
+def test_processes_beside_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    segment = write_segment(tmp_path, [an_event()])
+    with both(for_copy=False) as (_, beside):
+        assert len(list(beside.chunks(segment, 0))) == 1
+        assert len(list(temporary.glob("*/*"))) == 1
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_process_that_can_stage_nothing_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    segment = write_segment(tmp_path, [an_event()])
+    with both(for_copy=False) as (_, beside):
+        assert len(list(beside.chunks(segment, 0))) == 1  # so that both have started
+        for folder in temporary.iterdir():
+            rmtree(folder)
+        with pytest.raises(OSError, match="what was read can't be staged"):
+            list(beside.chunks(segment, 0))
 
 
 @pytest.mark.usefixtures("at_once")
 def test_a_process_beside_tells_what_is_wrong_with_a_segment(tmp_path: Path) -> None:
     damaged = write_segment(tmp_path, [orjson.dumps(an_event().to_record()), committed(7).strip()])
-    with both(for_copy=True) as parsers:
-        for each in parsers:
-            each.ask(damaged, 0)
+    with both(for_copy=True) as readers:
+        for each in readers:
             with pytest.raises(DamagedSegmentError, match="follows 1 lines"):
-                each.answer()
-            each.ask(tmp_path / "gone.jsonl", 0)
+                list(each.chunks(damaged, 0))
             with pytest.raises(FileNotFoundError, match="gone"):
-                each.answer()
+                list(each.chunks(tmp_path / "gone.jsonl", 0))
 
 
 @pytest.mark.usefixtures("at_once")

@@ -18,10 +18,11 @@ from billing.day_sums import sum_days
 from billing.errors import AuditError, BillingError, LedgerError, PricesError
 from billing.ingest import ingest, store_journal
 from billing.ledger import open_ledger, reading, writing
+from billing.partitions import prepare_days
 from billing.prices.book import kept_tariff, sync_prices
 from billing.prices.tariff import Tariff
 from billing.retention import Dropped, drop_events
-from billing.store import prepare_days, retry_set_aside
+from billing.store import retry_set_aside
 from billing.tables import bill_lines, event_ids, set_aside, usage_events, usage_hours
 from tests.billing.conftest import TIME_ZONE
 from tests.billing.days import bring
