@@ -71,7 +71,7 @@ class MailServer:
         self.taken.append(Taken(list(envelope.rcpt_tos), envelope.original_content, session.ssl is not None))
         if self.ends_after_each:
             assert server.transport is not None
-            asyncio.get_running_loop().call_later(0.01, server.transport.close)
+            asyncio.get_running_loop().call_soon(server.transport.close)  # which first sends the answer
         return "250 taken"
 
 
