@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import date, datetime, tzinfo
+from io import BufferedReader, RawIOBase
 from pathlib import Path
 from select import select
 from tempfile import TemporaryDirectory
@@ -73,7 +74,11 @@ def _started(zone: ZoneInfo, *, for_copy: bool) -> Iterator[subprocess.Popen[byt
     command = [sys.executable, "-m", "billing.reading", zone.key, "lines" if for_copy else "values"]
     path = os.pathsep.join(filter(None, sys.path))
     with subprocess.Popen(  # noqa: S603 -- this program itself
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": path}
+        command,
+        bufsize=0,  # what a process that has ended was not told is not told again when its pipe is closed
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": path},
     ) as process:
         with suppress(AttributeError, OSError):  # of more than 64 KiB, where the system has it to give
             fcntl.fcntl(cast(IO[bytes], process.stdout), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
@@ -85,7 +90,7 @@ class _Process:
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._to = cast(IO[bytes], process.stdin)
-        self._from = cast(IO[bytes], process.stdout)
+        self._from = BufferedReader(cast(RawIOBase, process.stdout))
         self._started = False
 
     def has_started(self) -> bool:
@@ -96,8 +101,12 @@ class _Process:
         return self._started
 
     def ask(self, segment: Path, offset: int) -> int:
-        """Let it read the chunk that begins here; the offset behind it, or the same if there is none."""
-        _send(self._to, (os.fspath(segment), offset))
+        """Let it read the chunk that begins here; the offset behind it, or the same if there is none.
+
+        Raises: OSError: it has ended.
+        """
+        with suppress(BrokenPipeError):  # which would be taken for our own output's: nobody would be told
+            _send(self._to, (os.fspath(segment), offset))
         return cast(int, self._receive())
 
     def answer(self) -> Chunk:

@@ -1,5 +1,7 @@
 """The journal read here and in processes beside: the same chunks, the same errors."""
 
+import os
+import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -38,6 +40,14 @@ def both(*, for_copy: bool) -> Iterator[tuple[Reader, Reader]]:
     beside = billing.reading.WORTH_A_PROCESS_BYTES
     with reader(ZONE, beside - 1, for_copy=for_copy) as one, reader(ZONE, beside, for_copy=for_copy) as other:
         yield one, other
+
+
+def processes_beside() -> list[int]:
+    """The numbers of the processes that read for this one."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [
+        int(child) for child in children if b"billing.reading" in Path(f"/proc/{child}/cmdline").read_bytes()
+    ]
 
 
 def staged(packed: Packed) -> Values:
@@ -126,6 +136,19 @@ def test_a_process_that_can_stage_nothing_says_so(tmp_path: Path, monkeypatch: p
         for folder in temporary.iterdir():
             rmtree(folder)
         with pytest.raises(OSError, match="what was read can't be staged"):
+            list(beside.chunks(segment, 0))
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_process_beside_that_was_killed_between_segments_is_told(tmp_path: Path) -> None:
+    segment = write_segment(tmp_path, [an_event()])
+    with both(for_copy=True) as (_, beside):
+        assert len(list(beside.chunks(segment, 0))) == 1
+        for process in processes_beside():
+            os.kill(process, signal.SIGKILL)
+            os.waitid(os.P_PID, process, os.WEXITED | os.WNOWAIT)
+        # No BrokenPipeError, with which a command leaves quietly.
+        with pytest.raises(OSError, match="a process that reads the journal has ended"):
             list(beside.chunks(segment, 0))
 
 
