@@ -169,14 +169,18 @@ def serve(zone: tzinfo, *, for_copy: bool) -> None:
     """Answer on standard output what is asked on standard input, until that ends."""
     here = ChunkReader(zone, for_copy=for_copy)
     gc.disable()
-    _send(sys.stdout.buffer, "started")
-    with TemporaryDirectory(prefix="tallybook-") as folder:
+    # With PYTHONUNBUFFERED, `sys.stdout.buffer` may write a part of an answer and leave it at that.
+    with (
+        open(sys.stdout.fileno(), "wb", closefd=False) as answers,
+        TemporaryDirectory(prefix="tallybook-") as folder,
+    ):
+        _send(answers, "started")
         # By turns: while what is in one is stored, the next chunk is asked for.
         files = [Path(folder) / "0", Path(folder) / "1"]
         while (asked := _receive(sys.stdin.buffer)) is not None:
             files.reverse()
             for answer in _answers(here, Path(asked[0]), asked[1], files[0]):
-                _send(sys.stdout.buffer, answer)
+                _send(answers, answer)
 
 
 def _answers(here: ChunkReader, segment: Path, offset: int, file: Path) -> Iterator[Any]:
@@ -262,9 +266,8 @@ def _without_collection() -> Iterator[None]:
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):  # sent to all of a group: whom we read for ends us
+    # Sent to all of a group: whom we read for ends us.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    try:
+    with suppress(BrokenPipeError):  # whom we read for has gone, or wants no more
         serve(ZoneInfo(sys.argv[1]), for_copy=sys.argv[2] == "lines")
-    except BrokenPipeError:  # whom we read for has gone, or wants no more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python's last flush goes

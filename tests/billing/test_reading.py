@@ -3,9 +3,11 @@
 import os
 import signal
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
+from itertools import count
 from pathlib import Path
 from select import select
 from shutil import rmtree
@@ -16,6 +18,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 import billing.reading
+from billing.chunks import CHUNK_BYTES
 from billing.ingest import ingest
 from billing.ledger import reading
 from billing.packing import Packed, Values
@@ -48,6 +51,16 @@ def processes_beside() -> list[int]:
     return [
         int(child) for child in children if b"billing.reading" in Path(f"/proc/{child}/cmdline").read_bytes()
     ]
+
+
+def large_segment(journal: Path, size: int) -> Path:
+    """A segment of at least so many bytes in batches, its few events of 100 kB each on three days."""
+    events = (an_event(time=NOON - timedelta(days=n % 3), prompt_prefix="x" * 100_000) for n in count())
+    segment = journal / "large.jsonl"
+    with segment.open("wb") as file:
+        while file.tell() < size:
+            file.write(orjson.dumps(next(events).to_record()) + b"\n" + committed(1))
+    return segment
 
 
 def staged(packed: Packed) -> Values:
@@ -137,6 +150,35 @@ def test_a_process_that_can_stage_nothing_says_so(tmp_path: Path, monkeypatch: p
             rmtree(folder)
         with pytest.raises(OSError, match="what was read can't be staged"):
             list(beside.chunks(segment, 0))
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_process_beside_that_is_halted_in_an_answer_tells_the_rest_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONUNBUFFERED", "1")  # as in our images
+    segment = large_segment(tmp_path, 2 * CHUNK_BYTES)
+    with both(for_copy=True) as (here, beside):
+        expected = [chunk.next_offset for chunk in here.chunks(segment, 0)]
+        with closing(beside.chunks(segment, 0)) as chunks:
+            found = [next(chunks).next_offset]
+            time.sleep(1)  # until the next answer has filled its pipe
+            for number in (signal.SIGSTOP, signal.SIGCONT):
+                for process in processes_beside():
+                    os.kill(process, number)
+            found += [chunk.next_offset for chunk in chunks]
+    assert found == expected
+
+
+@pytest.mark.usefixtures("at_once")
+def test_processes_beside_end_with_whom_they_read_for_and_not_before(tmp_path: Path) -> None:
+    segment = write_segment(tmp_path, [an_event()])
+    with both(for_copy=True) as (_, beside):
+        assert len(list(beside.chunks(segment, 0))) == 1
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # as all of a group get them
+            for process in processes_beside():
+                os.kill(process, number)
+        assert len(list(beside.chunks(segment, 0))) == 1
 
 
 @pytest.mark.usefixtures("at_once")
