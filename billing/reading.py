@@ -11,12 +11,12 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Generator, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from datetime import date, datetime, tzinfo
 from io import BufferedReader, RawIOBase
 from pathlib import Path
 from select import select
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import IO, Any, Protocol, cast
 from zoneinfo import ZoneInfo
 
@@ -51,6 +51,7 @@ def reader(zone: tzinfo, waiting_bytes: int, *, for_copy: bool) -> Iterator[Read
     """A reader for so much that waits: a large journal is read in processes beside this one.
 
     `for_copy`: rows are packed as lines, else as values or staged.
+    Raises: OSError: there is no temporary folder, in which they are staged.
     """
     here = ChunkReader(zone, for_copy=for_copy)
     with ExitStack() as open_ones, _without_collection():
@@ -61,6 +62,8 @@ def reader(zone: tzinfo, waiting_bytes: int, *, for_copy: bool) -> Iterator[Read
         ):
             yield here
         else:
+            if not for_copy:
+                gettempdir()  # raises here what would only end the processes
             processes = [
                 _Process(open_ones.enter_context(_started(zone, for_copy=for_copy)))
                 for _ in range(_PROCESSES)
@@ -172,7 +175,7 @@ def serve(zone: tzinfo, *, for_copy: bool) -> None:
     # With PYTHONUNBUFFERED, `sys.stdout.buffer` may write a part of an answer and leave it at that.
     with (
         open(sys.stdout.fileno(), "wb", closefd=False) as answers,
-        TemporaryDirectory(prefix="tallybook-") as folder,
+        nullcontext("") if for_copy else TemporaryDirectory(prefix="tallybook-") as folder,
     ):
         _send(answers, "started")
         # By turns: while what is in one is stored, the next chunk is asked for.

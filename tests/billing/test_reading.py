@@ -3,6 +3,7 @@
 import os
 import signal
 import sqlite3
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -136,6 +137,23 @@ def test_processes_beside_leave_nothing_behind(tmp_path: Path, monkeypatch: pyte
         assert len(list(beside.chunks(segment, 0))) == 1
         assert len(list(temporary.glob("*/*"))) == 1
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_temporary_folder_is_asked_for_only_to_stage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "none")])
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))  # of the processes
+    segment = write_segment(tmp_path, [an_event()])
+    with reader(ZONE, 0, for_copy=True) as beside:
+        assert len(list(beside.chunks(segment, 0))) == 1
+        assert list(temporary.iterdir()) == []
+    with pytest.raises(OSError, match="No usable temporary directory"), reader(ZONE, 0, for_copy=False):
+        pass
 
 
 @pytest.mark.usefixtures("at_once")
