@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,7 +42,7 @@ def told_errors() -> Iterator[None]:
         yield
     except BillingError as error:
         raise click.ClickException(f"{error.code}: {error}") from error
-    except (sa.exc.OperationalError, psycopg.OperationalError) as error:
+    except (sa.exc.OperationalError, psycopg.OperationalError, sqlite3.OperationalError) as error:
         # What was under way was rolled back as a whole: run it again.
         what = error.orig if isinstance(error, sa.exc.OperationalError) else error
         told = " ".join(str(what).split())  # the client library breaks its lines

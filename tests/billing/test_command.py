@@ -4,10 +4,15 @@ from pathlib import Path
 
 import click
 import pytest
+import sqlalchemy as sa
 from click.testing import CliRunner
 
 from billing.command import A_DAY, A_MONTH, told_errors
+from billing.ingest import ingest
+from billing.ledger import open_ledger
 from tallybook.cli import main
+from tests.billing.conftest import TIME_ZONE
+from tests.billing.factories import ZONE, an_event, write_segment
 
 
 @pytest.mark.parametrize(
@@ -43,6 +48,17 @@ def test_a_file_that_can_not_be_written_is_told_in_a_line(tmp_path: Path) -> Non
     (tmp_path / "file").touch()
     with pytest.raises(click.ClickException, match=r"file_unusable: .*Not a directory"), told_errors():
         (tmp_path / "file" / "report.csv").write_text("")
+
+
+def test_a_full_disk_under_the_ledger_is_told_in_a_line(sqlite_url: str, tmp_path: Path) -> None:
+    ledger = open_ledger(sqlite_url, TIME_ZONE)
+    sa.event.listen(
+        ledger, "begin", lambda connection: connection.exec_driver_sql("PRAGMA max_page_count = 1")
+    )
+    write_segment(tmp_path, [an_event(prompt_prefix="x" * 100_000)])
+    with pytest.raises(click.ClickException, match=r"ledger_unavailable: .*disk is full"), told_errors():
+        ingest(ledger, tmp_path, ZONE)
+    ledger.dispose()
 
 
 def test_a_database_whose_driver_is_not_installed_is_told_in_a_line() -> None:
