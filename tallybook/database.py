@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EIO
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ def writing(engine: Engine, attached: str | None = None) -> Iterator[Connection]
 
     SQLite takes its one write lock at once, so that a transaction never fails half-way for want of it.
     `attached`: another SQLite file, to be read as the schema ATTACHED.
+    Raises: OSError: it can't be read.
     """
     with (
         engine.connect().execution_options(tallybook_writes=True) as connection,
@@ -72,7 +75,10 @@ def _attaching(connection: Connection, file: str | None) -> Iterator[None]:
         yield
         return
     driver: Any = connection.connection.driver_connection  # beside SQLAlchemy, which would begin one
-    driver.execute(f"ATTACH ? AS {ATTACHED}", (file,))
+    try:
+        driver.execute(f"ATTACH ? AS {ATTACHED}", (os.fsencode(file),))  # its name may be no UTF-8
+    except sqlite3.Error as error:
+        raise OSError(EIO, f"can't be attached: {error}", file) from error
     try:
         yield
     finally:
