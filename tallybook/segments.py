@@ -82,6 +82,8 @@ def reread_segment(segment: Path, offset: int, next_offset: int) -> list[Line]:
     with segment.open("rb") as file:
         file.seek(offset)
         data = file.read(next_offset - offset)
+    if offset + len(data) < next_offset:
+        raise DamagedSegmentError(f"it ends at byte {offset + len(data)}, and had {next_offset} before")
     # What follows the last marker was believed then, or it would lie behind `next_offset`.
     return believed_lines(data, offset, to_the_end=True).lines
 

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tallybook.segments import REFUSED, DamagedSegmentError, believed_lines, committed, read_segment
+from tallybook.segments import (
+    REFUSED,
+    DamagedSegmentError,
+    believed_lines,
+    committed,
+    read_segment,
+    reread_segment,
+)
 
 
 def raws(data: bytes, *, to_the_end: bool, offset: int = 0) -> list[bytes]:
@@ -52,6 +59,16 @@ def test_a_torn_marker_is_nobodys_request() -> None:
 def test_a_segment_that_was_altered_is_refused(data: bytes) -> None:
     with pytest.raises(DamagedSegmentError, match="byte"):
         believed_lines(data, 0, to_the_end=True)
+
+
+def test_a_segment_that_has_got_shorter_is_refused_when_it_is_read_again(tmp_path: Path) -> None:
+    segment = tmp_path / "1.jsonl"
+    segment.write_bytes(b"a\nb\n" + committed(2))
+    reached = read_segment(segment, 0).next_offset
+    assert [line.raw for line in reread_segment(segment, 0, reached)] == [b"a", b"b"]
+    segment.write_bytes(b"a\n")
+    with pytest.raises(DamagedSegmentError, match=f"ends at byte 2, and had {reached}"):
+        reread_segment(segment, 0, reached)
 
 
 def test_a_plain_file_of_lines_reads_as_what_it_says(tmp_path: Path) -> None:
