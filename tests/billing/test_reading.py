@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import count
 from pathlib import Path
 from select import select
@@ -19,12 +19,13 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Engine
 
 import billing.reading
+from billing.audit import verify
 from billing.chunks import CHUNK_BYTES
 from billing.ingest import ingest
 from billing.ledger import reading
 from billing.packing import Packed, Values
 from billing.reading import Reader, reader
-from billing.tables import usage_events
+from billing.tables import journal_reads, usage_events
 from tallybook.acts import Act
 from tallybook.segments import DamagedSegmentError, committed
 from tallybook.usage import UsageEvent
@@ -248,3 +249,21 @@ def test_every_event_of_a_large_journal_is_stored_as_it_is(ledger: Engine, tmp_p
         for name in (*TRACED, "client_ip", "status", "usage_estimated", "duration_seconds", "extra"):
             assert getattr(row, name) == getattr(event, name, None)
         assert row.model_label == (event.model_label or "")
+
+
+@pytest.mark.usefixtures("at_once")
+def test_chunks_of_several_days_that_come_by_turns_are_stored_as_they_are(
+    ledger: Engine, tmp_path: Path
+) -> None:
+    segment = large_segment(tmp_path, 5 * CHUNK_BYTES)  # of which a process has several, one after the other
+    found = ingest(ledger, tmp_path, ZONE)
+    with reading(ledger) as connection:
+        verify(connection)
+        steps = connection.execute(sa.select(journal_reads)).all()
+        stored = {
+            row.id: row.time for row in connection.execute(sa.select(usage_events.c.id, usage_events.c.time))
+        }
+    records = [orjson.loads(line) for line in segment.read_bytes().splitlines()[::2]]
+    assert stored == {record["id"]: datetime.fromisoformat(record["time"]) for record in records}
+    assert found.stored == len(records)
+    assert len(steps) > 5
