@@ -129,6 +129,18 @@ def test_processes_that_read_by_turns_give_the_chunks_in_their_order(tmp_path: P
 
 
 @pytest.mark.usefixtures("at_once")
+def test_a_chunk_that_is_staged_stays_while_the_next_ones_are(tmp_path: Path) -> None:
+    segment = large_segment(tmp_path, 5 * CHUNK_BYTES)
+    with both(for_copy=False) as (here, beside):
+        expected = [chunk.packed and chunk.packed.rows for chunk in here.chunks(segment, 0)]
+        found = []
+        for chunk in beside.chunks(segment, 0):
+            time.sleep(0.5)  # until those that were asked for by now are staged
+            found.append(chunk.packed and staged(chunk.packed))
+    assert found == expected
+
+
+@pytest.mark.usefixtures("at_once")
 def test_processes_beside_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     temporary = tmp_path / "temporary"
     temporary.mkdir()
