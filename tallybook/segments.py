@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+from io import SEEK_END
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -61,6 +62,8 @@ def read_segment(segment: Path, offset: int, about_bytes: int = 1 << 20) -> Extr
     """
     with segment.open("rb") as file:
         gone = _writer_is_gone(file.fileno())  # asked before reading: what comes later is the next call's
+        if file.seek(0, SEEK_END) < offset:
+            raise _shortened(file.tell(), offset)
         file.seek(offset)
         data = b""
         while True:
@@ -83,7 +86,7 @@ def reread_segment(segment: Path, offset: int, next_offset: int) -> list[Line]:
         file.seek(offset)
         data = file.read(next_offset - offset)
     if offset + len(data) < next_offset:
-        raise DamagedSegmentError(f"it ends at byte {offset + len(data)}, and had {next_offset} before")
+        raise _shortened(offset + len(data), next_offset)
     # What follows the last marker was believed then, or it would lie behind `next_offset`.
     return believed_lines(data, offset, to_the_end=True).lines
 
@@ -108,6 +111,10 @@ def believed_lines(data: bytes, offset: int, *, to_the_end: bool) -> Extract:
     believed += map(Line, starts[done:], whole[done:])
     torn = Line(starts[-1], rest) if rest and not rest.startswith(_MARKER) else None
     return Extract(believed, torn, starts[-1] + len(rest))
+
+
+def _shortened(end: int, before: int) -> DamagedSegmentError:
+    return DamagedSegmentError(f"it ends at byte {end}, and had {before} before")
 
 
 def _is_committed(raw: bytes, pending: int, offset: int) -> bool:

@@ -61,12 +61,14 @@ def test_a_segment_that_was_altered_is_refused(data: bytes) -> None:
         believed_lines(data, 0, to_the_end=True)
 
 
-def test_a_segment_that_has_got_shorter_is_refused_when_it_is_read_again(tmp_path: Path) -> None:
+def test_a_segment_that_has_got_shorter_is_refused(tmp_path: Path) -> None:
     segment = tmp_path / "1.jsonl"
     segment.write_bytes(b"a\nb\n" + committed(2))
     reached = read_segment(segment, 0).next_offset
     assert [line.raw for line in reread_segment(segment, 0, reached)] == [b"a", b"b"]
     segment.write_bytes(b"a\n")
+    with pytest.raises(DamagedSegmentError, match=f"ends at byte 2, and had {reached}"):
+        read_segment(segment, reached)
     with pytest.raises(DamagedSegmentError, match=f"ends at byte 2, and had {reached}"):
         reread_segment(segment, 0, reached)
 
