@@ -20,14 +20,17 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+from functools import lru_cache
 from io import SEEK_END
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 SUFFIX = ".jsonl"
 REFUSED = b'{"journal":"refused"}\n'
 _MARKER = b'{"journal":'
+_BLOCK_BYTES = 1 << 20
 
 
 class DamagedSegmentError(ValueError):
@@ -71,9 +74,14 @@ def read_segment(segment: Path, offset: int, about_bytes: int = 1 << 20) -> Extr
             data = data + chunk if data else chunk
             at_end = len(chunk) < about_bytes
             extract = believed_lines(data, offset, to_the_end=gone and at_end)
-            # A batch may be longer than what was asked for: go on until its marker.
             if extract.next_offset > offset or at_end:
                 return extract
+            # A batch may be longer than what was asked for: go on until its marker. Where none is to come,
+            # every line is believed, and need not wait for the end.
+            whole = data.rfind(b"\n") + 1
+            if gone and whole and _last_marker(segment, _state_of(file)) < offset + whole:
+                return believed_lines(data[:whole], offset, to_the_end=True)
+            file.seek(offset + len(data))
             about_bytes *= 2  # so that parsing again stays linear in what is read
 
 
@@ -111,6 +119,28 @@ def believed_lines(data: bytes, offset: int, *, to_the_end: bool) -> Extract:
     believed += map(Line, starts[done:], whole[done:])
     torn = Line(starts[-1], rest) if rest and not rest.startswith(_MARKER) else None
     return Extract(believed, torn, starts[-1] + len(rest))
+
+
+@lru_cache(maxsize=16)  # each of a plain file's chunks asks
+def _last_marker(segment: Path, _state: tuple[int, ...]) -> int:
+    """Where the last marker of a file in this state starts, or -1; it mostly is at the end."""
+    with segment.open("rb") as file:
+        end = file.seek(0, SEEK_END)
+        behind = b""
+        while end:
+            start = max(end - _BLOCK_BYTES, 0)
+            file.seek(start)
+            block = file.read(end - start) + behind
+            found = block.rfind(b"\n" + _MARKER)
+            if found >= 0:
+                return start + found + 1
+            behind, end = block[: len(_MARKER)], start
+    return 0 if behind == _MARKER else -1
+
+
+def _state_of(file: BinaryIO) -> tuple[int, ...]:
+    status = os.fstat(file.fileno())
+    return (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def _shortened(end: int, before: int) -> DamagedSegmentError:

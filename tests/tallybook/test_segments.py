@@ -1,4 +1,5 @@
 import fcntl
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -98,9 +99,22 @@ batches = st.lists(
 )
 
 
-@given(batches, st.integers(1, 200))
+def test_a_plain_file_is_read_in_pieces_whatever_its_size(tmp_path: Path) -> None:
+    segment = tmp_path / "plain.jsonl"
+    segment.write_bytes(b"line\n" * 1000)
+    reached = [0]
+    while (extract := read_segment(segment, reached[-1], 64)).lines:
+        reached.append(extract.next_offset)
+    assert reached[-1] == 5000
+    assert max(after - before for before, after in pairwise(reached)) <= 64
+
+
+@given(batches, st.lists(st.sampled_from([b"x", b"z" * 50])), st.integers(1, 200))
 def test_reading_in_pieces_gives_what_was_committed(
-    tmp_path_factory: pytest.TempPathFactory, batches: list[tuple[list[bytes], bool]], about_bytes: int
+    tmp_path_factory: pytest.TempPathFactory,
+    batches: list[tuple[list[bytes], bool]],
+    tail: list[bytes],
+    about_bytes: int,
 ) -> None:
     segment = tmp_path_factory.mktemp("pieces") / "s.jsonl"
     data, expected = b"", []
@@ -108,6 +122,8 @@ def test_reading_in_pieces_gives_what_was_committed(
         data += b"".join(line + b"\n" for line in lines)
         data += committed(len(lines)) if is_committed else b"\n" + REFUSED
         expected += lines if is_committed else []
+    data += b"".join(line + b"\n" for line in tail)  # the writer is gone, so these are believed as well
+    expected += tail
     segment.write_bytes(data)
     read: list[bytes] = []
     offset = 0
