@@ -21,7 +21,9 @@ from billing.ledger import hold_events, kept_facts
 from billing.merkle import inclusion_path, root_from_path
 from billing.month_proof import prove_months
 from billing.offsets import prove_offsets
-from billing.prices.book import prove_kept
+from billing.owing import CLOSED
+from billing.prices.book import kept_tariff, prove_kept
+from billing.rating import UNRATED
 from billing.retention import verify_dropped
 from billing.seals import (
     batch_leaf,
@@ -220,13 +222,26 @@ def trace(connection: Connection, request_id: str) -> Trace:
 
 
 def _lines(connection: Connection, event: dict[str, Any], bill_day: date | None) -> list[dict[str, Any]]:
-    """The lines that the event is part of: its user's and project's, of its model version, on its bill."""
-    its = [bill_lines.c[name] == event[name] for name in (*SUBJECT, *RATED_BY) if name != "department"]
+    """The lines that the event is part of: its subject's, on its bill, then on the one that priced them.
+
+    Lines that are unrated on its bill leave on the closed bill that has a price for them.
+    """
+    departments = kept_tariff(connection).departments
+    whose = (event["user_id"], event["project"], event["department"])
+    billed = event | {"department": departments.assigned(*whose, event["day"])}
+    line = bill_lines.c
     query = sa.select(bill_lines).where(
-        bill_lines.c.day == bill_day, bill_lines.c.usage_day == event["day"], *its
+        line.usage_day == event["day"],
+        sa.or_(line.day == bill_day, line.day.in_(CLOSED)),
+        *[line[name] == billed[name] for name in (*SUBJECT, *RATED_BY)],
     )
-    ordered = query.order_by(bill_lines.c.direction, bill_lines.c.tier)
-    return [dict(line) for line in connection.execute(ordered).mappings()]
+    found = connection.execute(query.order_by(line.day, line.direction, line.price_id, line.tier)).mappings()
+    every = [dict(row) for row in found]
+    own = [row for row in every if row["day"] == bill_day]
+    if not any(row["price_id"] == UNRATED and row["quantity_tokens"] > 0 for row in own):
+        return own
+    priced_on = {row["day"] for row in every if row["price_id"] == UNRATED and row["quantity_tokens"] < 0}
+    return own + [row for row in every if row["day"] in priced_on]
 
 
 def _sealed(connection: Connection, found: Trace, number: int, body: dict[str, Any]) -> Trace:
