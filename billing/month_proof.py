@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 
 from billing.errors import ClosureError
 from billing.money import charge
-from billing.month_totals import PAYER, in_month
+from billing.month_totals import PAYER, in_month, line_sums
 from billing.owing import CLOSED
 from billing.prices.book import kept_prices
 from billing.prices.price_list import Price
@@ -44,25 +44,33 @@ def _months_with_lines(connection: Connection) -> set[date]:
 
 
 def _prove_sums(connection: Connection, month: date) -> None:
-    """The database sums the lines, takes the totals away, and names what is left."""
-    lines = _signed(bill_lines, 1).where(in_month(month), bill_lines.c.day.in_(CLOSED))
-    totals = _signed(bill_totals, -1).where(bill_totals.c.month == month)
-    both = lines.union_all(totals).subquery()
-    key, sums = [both.c[name] for name in _KEY], [sa.func.sum(both.c[name]) for name in _SUMS]
-    query = sa.select(*key, *(sa.cast(each, sa.BigInteger) for each in sums)).group_by(*key)
-    left = query.having(sa.or_(*(each != 0 for each in sums))).order_by(*key).limit(1)
-    for row in connection.execute(left):
-        tokens, amount = row[len(key) :]
-        _differ(
-            month,
-            row,
-            f"against its totals, the closed lines come to {tokens:+} tokens and {amount:+} minor units",
+    """The database sums the lines, takes the totals away, and names what is left.
+
+    Also totals of nothing must have lines, and no amount is another than 0: what is billed next is added.
+    """
+    lines = sa.and_(in_month(month), bill_lines.c.day.in_(CLOSED))
+    summed = _signed(bill_lines, 1, *line_sums()).where(lines).group_by(*[bill_lines.c[n] for n in _KEY])
+    kept = _signed(bill_totals, -1, *[bill_totals.c[name] for name in _SUMS])
+    both = summed.union_all(kept.where(bill_totals.c.month == month)).subquery()
+    key, side = [both.c[name] for name in _KEY], both.c.side
+    left = [sa.cast(sa.func.sum(side * both.c[name]), sa.BigInteger) for name in _SUMS]
+    alone, amounts = sa.func.sum(side), sa.func.count(both.c.amount_minor)
+    query = sa.select(*key, *left, alone.label("alone"), amounts.label("amounts")).group_by(*key)
+    differs = sa.or_(*(each != 0 for each in left), alone != 0, amounts == 1)
+    for row in connection.execute(query.having(differs).order_by(*key).limit(1)):
+        tokens, amount = row[len(key) : len(key) + len(left)]
+        what = (
+            f"against its totals, the closed lines come to {tokens:+} tokens and {amount or 0:+} minor units"
         )
+        if row.alone:
+            what += f"; there are no {'totals' if row.alone > 0 else 'lines'}"
+        elif row.amounts == 1:
+            what += "; only one of them has an amount"
+        _differ(month, row, what)
 
 
-def _signed(table: sa.Table, sign: int) -> sa.Select[Any]:
-    sums = [(sign * sa.func.coalesce(table.c[name], 0)).label(name) for name in _SUMS]
-    return sa.select(*[table.c[name] for name in _KEY], *sums)
+def _signed(table: sa.Table, side: int, *sums: sa.ColumnElement[int]) -> sa.Select[Any]:
+    return sa.select(*[table.c[name] for name in _KEY], *sums, sa.literal(side).label("side"))
 
 
 def _prove_amounts(connection: Connection, month: date, prices: dict[str, Price]) -> None:

@@ -34,6 +34,8 @@ def test_the_lines_of_a_month_sum_to_the_price_of_its_tokens(closed: Engine) -> 
 
 LINE, TOTAL = bill_lines.c, bill_totals.c
 FIRST_TIER = sa.and_(TOTAL.direction == "input", TOTAL.tier == 0, TOTAL.price_id != "")
+OF_NOTHING = {"user_id": "user-x", "quantity_tokens": 0, "amount_minor": 0}
+NOTHING = sa.select(*[sa.literal(OF_NOTHING[c.name]) if c.name in OF_NOTHING else c for c in TOTAL])
 ON_FIRST_BILL = sa.and_(LINE.day == DAY, LINE.direction == "input", LINE.price_id != "")
 
 
@@ -46,6 +48,15 @@ ON_FIRST_BILL = sa.and_(LINE.day == DAY, LINE.direction == "input", LINE.price_i
         ([bill_lines.update().where(ON_FIRST_BILL).values(user_id="user-x")], "user user-"),
         ([bill_totals.update().where(FIRST_TIER).values(amount_minor=99)], "-19 minor units"),
         ([bill_totals.delete().where(TOTAL.price_id == "")], "unrated|tokens"),
+        # Of nothing: what comes next would be added to it.
+        (
+            [bill_totals.insert().from_select(TOTAL.keys(), NOTHING.where(FIRST_TIER))],
+            "user user-x, .* there are no lines",
+        ),
+        (
+            [bill_totals.update().where(TOTAL.price_id == "").values(amount_minor=0)],
+            "one of them has an amount",
+        ),
         # Lines and totals agree, but not with the price.
         (
             [
