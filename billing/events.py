@@ -242,7 +242,10 @@ def content_sha256(row: Mapping[Any, Any]) -> bytes:
     said = [row[name] for name in SAID]
     said[_TIME] = _text_of(row["time"])
     prefix = row["prompt_prefix"]
-    said[_PREFIX] = None if prefix is None else prefix.decode(errors="backslashreplace")
+    try:
+        said[_PREFIX] = None if prefix is None else prefix.decode()
+    except UnicodeDecodeError:  # altered: no event says a list, whatever text its prefix is
+        said[_PREFIX] = [prefix.hex()]
     return leaf_hash(_told(said)[0])
 
 

@@ -143,3 +143,10 @@ def test_the_digest_of_a_stored_row_is_that_of_the_event() -> None:
     stored = dict(zip(VALUE_COLUMNS, row.ready, strict=True)) | {"time": NOON}
     assert (row.day, content_sha256(stored)) == (DAY, row.content_sha256)
     assert content_sha256(stored | {"client_ip": "10.0.0.1"}) != row.content_sha256
+
+
+def test_a_prefix_that_is_no_text_any_more_has_another_digest_than_text_that_looks_like_it() -> None:
+    row = EventReader(ZONE, for_copy=False).read(orjson.dumps(an_event(prompt_prefix=r"\xff").to_record()))
+    stored = dict(zip(VALUE_COLUMNS, row.ready, strict=True)) | {"time": NOON}
+    assert content_sha256(stored) == row.content_sha256
+    assert content_sha256(stored | {"prompt_prefix": b"\xff"}) != row.content_sha256
