@@ -76,8 +76,8 @@ class Entry:
     def whole(self, key: str) -> int:
         """A whole number, 0 or more."""
         found = self.table.get(key)
-        if type(found) is not int or not 0 <= found <= 10**9:
-            self.refuse(f"{key} must be a whole number from 0 to 1,000,000,000")
+        if type(found) is not int or not 0 <= found <= 10**15:
+            self.refuse(f"{key} must be a whole number from 0 to 1,000,000,000,000,000")
         return found
 
     def decimal(self, key: str) -> Decimal:

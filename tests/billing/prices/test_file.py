@@ -29,7 +29,7 @@ latency_class = "priority"
 effective_from = 2026-01-01
 per_tokens = 1_000_000
 tiers = "volume"
-input = [{ up_to = 1_000_000, price = "2" }, { up_to = 9_000_000, price = "1.50" }, { price = "1" }]
+input = [{ up_to = 1_000_000, price = "2" }, { up_to = 9_000_000_000, price = "1.50" }, { price = "1" }]
 output = "8"
 [[prices.context_bands]]
 above = 200_000
@@ -92,7 +92,7 @@ def test_tiers_bands_classes_minimums_discounts_and_rules_are_read(tmp_path: Pat
     assert (short.model_label, short.latency_class, short.per_tokens) == ("canary", "priority", 1_000_000)
     assert (short.tiers, short.context_band) == ("volume", 0)
     assert short.input == (
-        Tier(1_000_000, Decimal(2)), Tier(9_000_000, Decimal("1.50")), Tier(None, Decimal(1)),
+        Tier(1_000_000, Decimal(2)), Tier(9_000_000_000, Decimal("1.50")), Tier(None, Decimal(1)),
     )  # fmt: skip
     assert (long.context_band, long.input, long.cached_input) == (200_001, Decimal(4), Decimal("0.40"))
     assert (long.model_label, long.latency_class) == ("canary", "priority")
@@ -127,7 +127,8 @@ RULE = FULL.rindex("[[departments]]")
         (FULL.replace('"volume"', '"stepped"'), '"graduated" or "volume"'),
         (FULL.replace('tiers = "volume"', ""), "input has tiers: say"),
         (FULL.replace(', { price = "1" }', ""), "the last tier of input must have no up_to"),
-        (FULL.replace("9_000_000", "1_000_000"), "up_to must rise"),
+        (FULL.replace("9_000_000_000", "1_000_000"), "up_to must rise"),
+        (FULL.replace("9_000_000_000", "1_000_000_000_000_001"), "up_to must be a whole number from 0 to"),
         (FULL.replace("up_to = 1_000_000, ", ""), "up_to must rise"),
         (FULL.replace('"1.50"', "1.50"), r"\[\[input\]\] 2: write price in quotes"),
         (FULL.replace("above = 200_000", "above = 150_000"), "above must be one of 32768, 65536"),
