@@ -41,6 +41,7 @@ VIEWS = {
     "stub": "/analyze, model stubbed, durable journal",
     "real": "/analyze, embedded model server, durable journal",
 }
+_CORES = sorted(os.sched_getaffinity(0))
 _ROUNDS = 5
 _SECONDS = 0.8
 _WARM_UP_SECONDS = 0.8
@@ -59,7 +60,7 @@ def rows(models_dir: Path) -> list[Row]:
             models_dir = folder / "models"
             _export(models_dir / NAME / "1")
         own_core, other_core = cores()
-        os.sched_setaffinity(0, other_core)  # inherited by the model server
+        stack.enter_context(pinned(other_core))  # inherited by the model server
         model_server = stack.enter_context(running_server(models_dir))
         servers = {
             view: stack.enter_context(_serving(view, folder, models_dir, model_server, own_core))
@@ -106,9 +107,19 @@ def _median(loads: Sequence[Load], figure: Callable[[Load], float]) -> float:
 
 
 def cores() -> tuple[set[int], set[int]]:
-    """A core for the server, and those for everything else."""
-    first, *others = sorted(os.sched_getaffinity(0))
+    """A core for the server, and those for everything else, wherever this process is pinned by now."""
+    first, *others = _CORES
     return {first}, set(others) or {first}
+
+
+@contextmanager
+def pinned(to: set[int]) -> Iterator[None]:
+    """Keep this process, and what it starts meanwhile, on these cores."""
+    os.sched_setaffinity(0, to)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, _CORES)
 
 
 @contextmanager

@@ -162,8 +162,13 @@ def _close(url: str, day: date) -> tuple[float, float, int, float]:
         closing = close_day(connection, day, tariff, ZONE, now=now)
     seconds = time.perf_counter() - started
     ledger.dispose()
+    return rated, seconds, closing.lines, peak_megabytes()
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process had; what `getrusage` tells begins with its parent's."""
     [peak] = [line for line in Path("/proc/self/status").read_text().splitlines() if "VmHWM" in line]
-    return rated, seconds, closing.lines, int(peak.split()[1]) / 1024
+    return int(peak.split()[1]) / 1024
 
 
 def _rate(ledger: Engine, day: date, tariff: Tariff) -> None:

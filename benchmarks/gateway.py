@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from benchmarks.api import TEXT, cores, processor_seconds
+from benchmarks.api import TEXT, cores, pinned, processor_seconds
 from benchmarks.load import Load, post, run
 from benchmarks.model_server import Row, row
 from tallybook.processes import free_port
@@ -148,8 +148,8 @@ def mock_engine() -> Iterator[int]:
     """The mock as a process; gives its port."""
     port = free_port()
     _, other_cores = cores()
-    with server([sys.executable, "-m", "benchmarks.mock_engine", str(port)], {}, other_cores):
-        os.sched_setaffinity(0, other_cores)  # the load generator's too
+    command = [sys.executable, "-m", "benchmarks.mock_engine", str(port)]
+    with server(command, {}, other_cores), pinned(other_cores):  # the load generator's too
         yield port
 
 

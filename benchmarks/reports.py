@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.closing import fill
+from benchmarks.closing import fill, peak_megabytes
 from benchmarks.ledger import ZONE, ZONE_NAME, postgres
 from benchmarks.model_server import Row, row
 from billing import daily
@@ -89,7 +88,7 @@ def _steps(url: str, folder: str, day: date) -> tuple[dict[str, float], float]:
         started = time.perf_counter()
         step()
         took[name] = time.perf_counter() - started
-    return took, _peak_megabytes()
+    return took, peak_megabytes()
 
 
 def _charts(url: str) -> dict[str, float]:
@@ -115,11 +114,7 @@ def _charts(url: str) -> dict[str, float]:
 def _personal(url: str, folder: str, shard: int) -> tuple[int, float]:
     """How many mails one of two shards has composed, and the most memory, in MB."""
     new, _ = daily.personal(_settings(url, folder), DAY, shard, 2)
-    return new, _peak_megabytes()
-
-
-def _peak_megabytes() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return new, peak_megabytes()
 
 
 if __name__ == "__main__":
