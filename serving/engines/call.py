@@ -12,7 +12,7 @@ import orjson
 from serving.engines.models import EngineModel
 from serving.engines.tokens import Prompt
 from serving.engines.upstream import Answer
-from serving.engines.usage import EngineUsage
+from serving.engines.usage import EngineUsage, read_usage
 from serving.errors import (
     ApiError,
     ModelOverloadedError,
@@ -24,6 +24,7 @@ from serving.errors import (
 from serving.metering import Served
 from serving.observability.trace import Trace
 from serving.services import Services
+from tallybook.usage import MAX_TOKENS
 
 NOTHING = EngineUsage(0, 0)
 _JSON = {"Content-Type": "application/json"}
@@ -46,11 +47,16 @@ class EngineCall:
         operation: str,
         prompt: Prompt,
         most_tokens: int,
+        parts: int,
     ) -> None:
-        """Raises: ApiError: the quota has no room, or no place is free in time; there will be no event."""
+        """`parts`: the answers asked for, or the inputs to embed; each fits into the model's context.
+
+        Raises: ApiError: the quota has no room, or no place is free in time; there will be no event.
+        """
         self.current = current
         self.target = target
         self.prompt = prompt
+        self.parts = parts
         self.first_token_at: float | None = None
         self._services = services
         self._caller = caller = current.known_caller
@@ -145,6 +151,10 @@ class EngineCall:
     def failed(self, error: BaseException) -> None:
         """Record that nothing came of it, and that it costs nothing. Raises: JournalError."""
         self.record(describe(error)[0], NOTHING)
+
+    def said(self, usage: Any) -> EngineUsage | None:
+        """The usage that the engine reports, or None if it is missing or can't be true of this request."""
+        return read_usage(usage, min(self.parts * self.target.engine.max_context_tokens, MAX_TOKENS))
 
     def counted(self, texts: Iterable[str]) -> EngineUsage:
         """The usage where the engine says none: what we count."""

@@ -16,7 +16,7 @@ import orjson
 
 from serving.engines.call import NOTHING, EngineCall
 from serving.engines.upstream import LOOK_SECONDS, Answer
-from serving.engines.usage import EngineUsage, as_openai_says, read_usage
+from serving.engines.usage import EngineUsage, as_openai_says
 from serving.errors import ApiError, JournalError, ModelRejectedError, ModelTimeoutError
 from serving.openai_errors import render
 
@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 class Relay:
     """The body of a streamed answer, for the server to iterate over and to close. Never raises."""
 
-    def __init__(self, call: EngineCall, answer: Answer, *, wants_usage: bool, choices: int) -> None:
+    def __init__(self, call: EngineCall, answer: Answer, *, wants_usage: bool) -> None:
         """Raises: ModelRejectedError: the answer is no stream."""
         if not answer.headers.get(b"content-type", b"").startswith(b"text/event-stream"):
             raise ModelRejectedError("The engine of this model did not answer with a stream.")
@@ -44,9 +44,7 @@ class Relay:
         self._rest = b""  # of a line that has not ended
         self._waiting = b""  # for the next turn: what may leave only then
         self._chunk: dict[str, Any] = {}  # the last one, for what its successor must have in common with it
-        self._choices = choices  # that were asked for
-        self._usage: EngineUsage | None = None
-        self._usage_is_of_all = True  # not of the one choice that it came with
+        self._usage: EngineUsage | None = None  # of all that was said until now
         self._texts: dict[int, bytearray] = {}  # what each choice has said
         self._finished = False  # the model said why it stopped
         self._given = 0  # bytes of all texts that the server was given
@@ -148,13 +146,17 @@ class Relay:
         if chunk.get("error") or chunk.get("object") == "error":
             raise ModelRejectedError("The engine failed in the middle of its answer.")
         choices = chunk.get("choices")
-        self._listen(choices)
+        if not isinstance(choices, list):
+            choices = []
+        if self._listen(choices):
+            self._usage = None  # it was of less
         altered = False
         if "usage" in chunk:
             # The last one counts: some engines repeat it, some send what they have so far with every chunk.
-            usage = read_usage(chunk["usage"])
-            if usage is not None:
-                self._usage, self._usage_is_of_all = usage, not choices or self._choices == 1
+            usage = self._call.said(chunk["usage"])
+            # vLLM says with one of several choices what that one has so far.
+            if usage is not None and (not choices or len(choices) == self._call.parts):
+                self._usage = usage
             if not choices:
                 self._chunk = chunk
                 return b""
@@ -170,21 +172,22 @@ class Relay:
         self._chunk = chunk
         return b"data: " + (orjson.dumps(chunk) if altered else payload) + b"\n\n"
 
-    def _listen(self, choices: Any) -> None:
-        """Keep what was said, for counting it if need be."""
-        if not isinstance(choices, list):
-            return
+    def _listen(self, choices: list[Any]) -> bool:
+        """Keep what was said, for counting it if need be; and whether anything was."""
+        has_heard = False
         for choice in choices:
             if isinstance(choice, dict):
                 index = choice.get("index", 0)
                 self._finished = self._finished or bool(choice.get("finish_reason"))
                 for text in texts_of(choice, "delta"):
+                    has_heard = True
                     if self._call.first_token_at is None:
                         self._call.first_token_at = time.monotonic()
                     heard = self._texts.get(index if type(index) is int else 0)
                     if heard is None:
                         heard = self._texts[index if type(index) is int else 0] = bytearray()
                     heard += text.encode("utf-8", "replace")
+        return has_heard
 
     def _said(self) -> int:
         texts = self._texts
@@ -215,17 +218,18 @@ class Relay:
         }
         return b"data: " + orjson.dumps(last) + b"\n\n" + self._waiting
 
-    def _settled(self, *, cut_off: bool = False) -> tuple[EngineUsage, bool]:
+    def _settled(self) -> tuple[EngineUsage, bool]:
         """The usage, and whether it is our own count."""
         said = self._usage
-        is_whole = self._usage_is_of_all or not cut_off  # vLLM says with a choice what that one has so far
-        if said is not None and is_whole and (said.completion or not self._texts):
+        if said is not None and (said.completion or not self._texts):
             return said, False
         return self._call.counted(_decoded(text) for text in self._texts.values()), True
 
     def _break_off(self, error: ApiError) -> bytes:
         """Bill what was generated, and tell the client why there is no more; that costs nothing."""
-        usage, estimated = self._settled(cut_off=True) if self._texts else (NOTHING, False)
+        usage, estimated = self._settled()
+        if not usage.completion:
+            usage, estimated = NOTHING, False
         try:
             self._call.record(error.status, usage, estimated=estimated)
         except JournalError as unrecorded:
@@ -243,7 +247,7 @@ class Relay:
             self._hear_the_rest()
         except Exception:
             log.exception("the rest of request %s is not counted", self._call.current.request_id)
-        usage, estimated = self._settled(cut_off=True)
+        usage, estimated = self._settled()
         try:
             delivered = min(self._call.target.tokenizer.counts(self._first(taken)), usage.completion)
             self._call.record(CLIENT_LEFT, usage, estimated=estimated, delivered=delivered)

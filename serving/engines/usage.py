@@ -16,8 +16,10 @@ class EngineUsage(NamedTuple):
     reasoning: int = 0
 
 
-def read_usage(said: Any) -> EngineUsage | None:
+def read_usage(said: Any, most: int = MAX_TOKENS) -> EngineUsage | None:
     """The usage that an engine reports, or None if it is missing or can't be true.
+
+    Neither the prompt nor the completion can have more than `most` tokens.
 
     OpenAI's names; beside them DeepSeek's of cached tokens and SGLang's of reasoning tokens. A detail that
     can't be true counts as not said, since the sums are what is billed.
@@ -25,7 +27,7 @@ def read_usage(said: Any) -> EngineUsage | None:
     if not isinstance(said, dict):
         return None
     prompt, completion = _count(said.get("prompt_tokens")), _count(said.get("completion_tokens", 0))
-    if not prompt or completion is None:
+    if not prompt or completion is None or max(prompt, completion) > most:
         return None  # no prompt has no tokens: engines that count nothing say so
     cached = _detail(said, "prompt_tokens_details", "cached_tokens")
     if cached is None:

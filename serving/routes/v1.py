@@ -18,7 +18,7 @@ from serving.engines.file import Kind
 from serving.engines.models import EngineModel
 from serving.engines.streaming import Relay, texts_of
 from serving.engines.tokens import Prompt
-from serving.engines.usage import EngineUsage, as_openai_says, read_usage
+from serving.engines.usage import EngineUsage, as_openai_says
 from serving.errors import (
     JournalError,
     ModelRejectedError,
@@ -110,10 +110,11 @@ def embeddings(services: Services, environ: Mapping[str, Any]) -> bytes:
         services.gatekeeper.check_model(current.known_caller, name)
         return embedding.answer(services, current, services.embedders[name], document)
     target = _target(services, current, document, "embeddings")
-    prompt = target.tokenizer.texts(inputs_of(document, "input"))
+    inputs = inputs_of(document, "input")
+    prompt = target.tokenizer.texts(inputs)
     check_embedding_lengths(target.engine, prompt)
     body = for_engine(target.engine, Asked(target.model, document), None)
-    call = EngineCall(services, current, target, "embeddings", prompt, prompt.tokens)
+    call = EngineCall(services, current, target, "embeddings", prompt, prompt.tokens, len(inputs))
     return _whole(call, "/embeddings", body)
 
 
@@ -190,12 +191,12 @@ def _generate(
 ) -> bytes | Relay:
     most = most_tokens(target.engine, asked, prompt)
     body = for_engine(target.engine, asked, room_for_answer(target.engine, prompt))
-    call = EngineCall(services, current, target, operation, prompt, most)
+    call = EngineCall(services, current, target, operation, prompt, most, asked.choices)
     if not asked.stream:
         return _whole(call, path, body)
     answer = call.ask(path, body)
     try:
-        relay = current.stream = Relay(call, answer, wants_usage=asked.wants_usage, choices=asked.choices)
+        relay = current.stream = Relay(call, answer, wants_usage=asked.wants_usage)
     except BaseException as error:
         call.done(answer)
         call.failed(error)
@@ -209,7 +210,7 @@ def _whole(call: EngineCall, path: str, body: bytes) -> bytes:
     try:
         document = _document(answer.read_all(call.deadline, call.renew))
         texts = [text for choice in _choices(document) for text in texts_of(choice, "message")]
-        usage = read_usage(document.get("usage"))
+        usage = call.said(document.get("usage"))
         estimated = usage is None or (not usage.completion and bool(texts))
         if usage is None or estimated:
             usage = call.counted(texts)

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from tests.apis import USER, Api, running_app
 from tests.engines import (
     CHAT_TEMPLATE,
     MODEL,
+    Asked,
     StandInEngine,
     chunk,
     completion,
@@ -128,6 +129,29 @@ def test_usage_that_the_engine_does_not_say_is_counted_and_marked(
     assert answer["usage"]["completion_tokens"] == 4
     [event] = gateway.api.events()
     assert (event.prompt_tokens, event.completion_tokens, event.usage_estimated) == (PROMPT_TOKENS, 4, True)
+
+
+@pytest.mark.parametrize(("prompt", "completion_tokens"), [(7, 2001), (2001, 3)])
+@pytest.mark.parametrize("stream", [False, True])
+def test_usage_beyond_the_context_of_all_choices_can_not_be_true(
+    gateway: Gateway, prompt: int, completion_tokens: int, stream: bool
+) -> None:
+    def script(asked: Asked) -> Iterable[bytes]:
+        said = usage(prompt, completion_tokens)
+        return streamed(chunk("one two"), usage_chunk(said)) if stream else whole(completion("one two", said))
+
+    gateway.engine.script = script
+    told = gateway.chat(stream=stream, n=2)  # of 1000 tokens at most each
+    assert b"2001" not in told.data
+    [event] = gateway.api.events()
+    assert (event.prompt_tokens, event.completion_tokens, event.usage_estimated) == (PROMPT_TOKENS, 2, True)
+
+
+def test_usage_as_long_as_the_context_of_all_choices_is_believed(gateway: Gateway) -> None:
+    gateway.engine.script = lambda asked: whole(completion("one two", usage(7, 2000)))
+    gateway.chat(n=2)
+    [event] = gateway.api.events()
+    assert (event.completion_tokens, event.usage_estimated) == (2000, False)
 
 
 def test_completions_of_several_prompts(gateway: Gateway) -> None:

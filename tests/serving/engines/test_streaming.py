@@ -159,6 +159,43 @@ def test_usage_in_every_chunk_is_of_one_choice_and_not_taken_for_that_of_all(tmp
         gateway.engine.was_left.set()
 
 
+@pytest.mark.parametrize("rest", [(), ({"error": {"message": "no memory"}},)], ids=["whole", "broken off"])
+def test_usage_that_was_said_before_the_last_words_is_not_that_of_all(
+    gateway: Gateway, rest: tuple[object, ...]
+) -> None:
+    early = chunk("one ", usage=usage(7, 1))
+    gateway.engine.script = lambda asked: streamed(early, chunk("two "), chunk("three"), *rest)
+    gateway.stream()
+    [event] = gateway.api.events()
+    assert (event.prompt_tokens, event.completion_tokens, event.usage_estimated) == (PROMPT_TOKENS, 3, True)
+
+
+def test_usage_of_one_choice_is_not_that_of_all_at_the_end_either(gateway: Gateway) -> None:
+    first, second = chunk("one two", 0, usage=usage(7, 2)), chunk("three", 1, usage=usage(7, 1))
+    gateway.engine.script = lambda asked: streamed(first, second)
+    gateway.stream(n=2)
+    [event] = gateway.api.events()
+    assert (event.prompt_tokens, event.completion_tokens, event.usage_estimated) == (PROMPT_TOKENS, 3, True)
+
+
+def test_usage_with_all_choices_is_that_of_all(gateway: Gateway) -> None:
+    both = chunk("one two", 0, usage=usage(7, 5))
+    both["choices"] += chunk("three", 1)["choices"]
+    gateway.engine.script = lambda asked: streamed(both)
+    gateway.stream(n=2)
+    [event] = gateway.api.events()
+    assert (event.prompt_tokens, event.completion_tokens, event.usage_estimated) == (7, 5, False)
+
+
+@pytest.mark.parametrize("choices", [None, 17, "two", {"index": 0}])
+def test_choices_that_are_none_are_no_fault_of_ours(gateway: Gateway, choices: object) -> None:
+    odd = {**chunk(), "choices": choices, "usage": usage(7, 4)}
+    gateway.engine.script = lambda asked: streamed(chunk("one "), odd)
+    assert gateway.stream()[-1] == "[DONE]"
+    [event] = gateway.api.events()
+    assert (event.status, event.prompt_tokens, event.completion_tokens) == (200, 7, 4)
+
+
 @pytest.mark.parametrize(
     ("rest", "closes"),
     [
@@ -191,6 +228,18 @@ def test_an_engine_that_fails_before_it_says_anything_costs_nothing(gateway: Gat
     assert error["error"]["code"] == "model_rejected"
     [event] = gateway.api.events()
     assert (event.status, event.total_tokens) == (502, 0)
+
+
+def test_tokens_without_a_text_are_billed_when_an_engine_breaks_off_as_it_counted_them(
+    gateway: Gateway,
+) -> None:
+    gateway.engine.script = lambda asked: streamed(
+        chunk("", usage=usage(7, 5)), {"error": {"message": "no memory"}}
+    )
+    gateway.stream()
+    [event] = gateway.api.events()
+    assert (event.status, event.prompt_tokens, event.completion_tokens) == (502, 7, 5)
+    assert not event.usage_estimated
 
 
 def test_an_engine_that_falls_silent_is_left(tmp_path: Path) -> None:
