@@ -143,7 +143,7 @@ class Relay:
             chunk = None
         if not isinstance(chunk, dict):
             raise ModelRejectedError("The engine sent something that is not JSON.")
-        if chunk.get("error") or chunk.get("object") == "error":
+        if says_error(chunk):
             raise ModelRejectedError("The engine failed in the middle of its answer.")
         choices = chunk.get("choices")
         if not isinstance(choices, list):
@@ -281,15 +281,21 @@ def texts_of(choice: dict[str, Any], holder: str) -> list[str]:
         text = choice.get("text")
         return [text] if isinstance(text, str) and text else []
     reasoning = next((text for name in _REASONING if (text := said.get(name))), None)
-    texts = (said.get("content"), reasoning, said.get("refusal"))
-    found = [text for text in texts if isinstance(text, str) and text]
+    texts = [said.get("content"), reasoning, said.get("refusal")]
     tools = said.get("tool_calls")
-    for tool in tools if isinstance(tools, list) else ():
-        function = tool.get("function") if isinstance(tool, dict) else None
+    functions = (
+        [tool.get("function") for tool in tools if isinstance(tool, dict)] if isinstance(tools, list) else []
+    )
+    functions.append(said.get("function_call"))  # what OpenAI had before tools
+    for function in functions:
         if isinstance(function, dict):
-            parts = (function.get("name"), function.get("arguments"))
-            found += [part for part in parts if isinstance(part, str) and part]
-    return found
+            texts += [function.get("name"), function.get("arguments")]
+    return [text for text in texts if isinstance(text, str) and text]
+
+
+def says_error(document: dict[str, Any]) -> bool:
+    """Whether an answer, or a chunk of one, is an engine's complaint, though its status was 200."""
+    return bool(document.get("error")) or document.get("object") == "error"
 
 
 def _decoded(text: bytes | bytearray) -> str:

@@ -16,7 +16,7 @@ from serving.access.identity import Caller
 from serving.engines.call import EngineCall
 from serving.engines.file import Kind
 from serving.engines.models import EngineModel
-from serving.engines.streaming import Relay, texts_of
+from serving.engines.streaming import Relay, says_error, texts_of
 from serving.engines.tokens import Prompt
 from serving.engines.usage import EngineUsage, as_openai_says
 from serving.errors import (
@@ -233,6 +233,8 @@ def _document(body: bytes) -> dict[str, Any]:
         document = None
     if not isinstance(document, dict) or not ("choices" in document or "data" in document):
         raise ModelRejectedError(_NO_ANSWER)
+    if says_error(document):
+        raise ModelRejectedError("The engine of this model failed, and said so in its answer.")
     return document
 
 

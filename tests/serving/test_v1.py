@@ -272,6 +272,23 @@ def test_an_engine_that_names_an_endless_wait_is_given_an_hour(gateway: Gateway)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "3600")
 
 
+@pytest.mark.parametrize("failure", [{"error": {"message": "no memory"}}, {"object": "error"}])
+def test_an_error_beside_choices_is_no_answer(gateway: Gateway, failure: dict[str, Any]) -> None:
+    gateway.engine.script = lambda asked: whole({**completion("no memory"), **failure})
+    answer = gateway.chat()
+    assert (answer.status_code, answer.get_json()["error"]["code"]) == (502, "model_rejected")
+    [event] = gateway.api.events()
+    assert (event.status, event.total_tokens, held(gateway)) == (502, 0, (0, 0))
+
+
+def test_a_call_of_a_function_in_the_old_form_is_counted(gateway: Gateway) -> None:
+    message = {"role": "assistant", "content": None, "function_call": {"name": "find", "arguments": "{} {}"}}
+    gateway.engine.script = lambda asked: whole({"choices": [{"index": 0, "message": message}]})
+    gateway.chat()
+    [event] = gateway.api.events()
+    assert (event.completion_tokens, event.usage_estimated) == (3, True)
+
+
 @pytest.mark.parametrize("tool_calls", [5, True, {"function": 1}, [1, {"function": 2}]])
 def test_tool_calls_that_are_none_are_passed_on_and_not_counted(gateway: Gateway, tool_calls: object) -> None:
     message = {"role": "assistant", "content": "one two", "tool_calls": tool_calls}
