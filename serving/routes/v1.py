@@ -213,8 +213,9 @@ def _whole(call: EngineCall, path: str, body: bytes) -> bytes:
         usage = call.said(document.get("usage"))
         estimated = usage is None or (not usage.completion and bool(texts))
         if usage is None or estimated:
-            usage = call.counted(texts)
-            document["usage"] = _said(usage, embeddings="choices" not in document)
+            usage, document["usage"] = call.counted(texts), {}
+        # What is told is what is billed, also where the engine contradicts itself.
+        document["usage"] |= _said(usage, embeddings="choices" not in document)
         document["model"] = call.target.model
         answered = _dumped(document)
     except BaseException as error:
@@ -252,7 +253,7 @@ def _choices(document: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _said(usage: EngineUsage, *, embeddings: bool) -> dict[str, Any]:
     if embeddings:
-        return {"prompt_tokens": usage.prompt, "total_tokens": usage.prompt}
+        return {"prompt_tokens": usage.prompt, "total_tokens": usage.prompt + usage.completion}
     return as_openai_says(usage)
 
 

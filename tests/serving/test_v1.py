@@ -147,6 +147,16 @@ def test_usage_beyond_the_context_of_all_choices_can_not_be_true(
     assert (event.prompt_tokens, event.completion_tokens, event.usage_estimated) == (PROMPT_TOKENS, 2, True)
 
 
+def test_a_whole_answer_tells_what_is_billed_though_its_engine_contradicts_itself(gateway: Gateway) -> None:
+    said = {**usage(7, 2, prompt_tokens_details={"cached_tokens": 99}, queue_ms=5), "total_tokens": 100}
+    gateway.engine.script = lambda asked: whole(completion("one two", said))
+    told = gateway.chat().get_json()["usage"]
+    [event] = gateway.api.events()
+    assert (told["total_tokens"], event.total_tokens) == (9, 9)
+    assert (told["prompt_tokens_details"], event.cached_tokens) == ({"cached_tokens": 0}, 0)
+    assert told["queue_ms"] == 5  # what else the engine tells
+
+
 def test_usage_as_long_as_the_context_of_all_choices_is_believed(gateway: Gateway) -> None:
     gateway.engine.script = lambda asked: whole(completion("one two", usage(7, 2000)))
     gateway.chat(n=2)
