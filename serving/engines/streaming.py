@@ -23,6 +23,8 @@ from serving.openai_errors import render
 CLIENT_LEFT = 499  # nginx's status for it
 _HEARTBEAT = b": waiting\n\n"  # a comment: shows that the connection lives, and whether the client does
 _HEARTBEAT_SECONDS = 10.0
+_LEAST_WAIT_SECONDS = 0.001  # to see what has come
+_SILENT = "The engine did not go on in time."
 _MOST_LINE_BYTES = 4 << 20
 _MOST_AT_HAND_BYTES = 4 << 20  # that are read once a client has left
 _REASONING = ("reasoning_content", "reasoning")  # two names for one text; some engines send both
@@ -93,9 +95,13 @@ class Relay:
             if left <= 0:
                 return _HEARTBEAT
             self._call.renew()
+            patience = self._patience()
             try:
-                data = self._answer.read(min(self._patience(), left, LOOK_SECONDS))
+                # What is there is read in any case: the client may have been slow, not the engine.
+                data = self._answer.read(min(max(patience, _LEAST_WAIT_SECONDS), left, LOOK_SECONDS))
             except TimeoutError:
+                if patience <= 0:
+                    raise ModelTimeoutError(_SILENT) from None
                 continue
             self._since = time.monotonic()
             if not data:
@@ -108,13 +114,12 @@ class Relay:
                 return self._finish()
 
     def _patience(self) -> float:
-        """How long the engine may still be silent. Raises: ModelTimeoutError: no longer."""
+        """How long the engine may still be silent. Raises: ModelTimeoutError: its time is up in all."""
         engine, now = self._call.target.engine, time.monotonic()
+        if now >= self._call.deadline:
+            raise ModelTimeoutError(_SILENT)
         silence = engine.idle_seconds if self._texts else engine.first_token_seconds
-        left = min(self._since + silence, self._call.deadline) - now
-        if left <= 0:
-            raise ModelTimeoutError("The engine did not go on in time.")
-        return left
+        return min(self._since + silence, self._call.deadline) - now
 
     def _chunks(self, data: bytes) -> bytes:
         """The lines for the client in what the engine has sent; a failure among them is kept."""

@@ -257,6 +257,29 @@ def test_an_engine_that_falls_silent_is_left(tmp_path: Path) -> None:
         gateway.engine.was_left.set()
 
 
+def test_a_client_that_takes_nothing_for_long_is_no_silence_of_the_engine(tmp_path: Path) -> None:
+    with running_gateway(tmp_path, idle_seconds=0.5) as gateway:
+        go_on, sent = threading.Event(), threading.Event()
+
+        def script(asked: object) -> Iterator[bytes]:
+            first, second, *rest = streamed(chunk("one "), chunk("two"), usage_chunk(usage(7, 2)))
+            yield first + second
+            assert go_on.wait(30)
+            yield b"".join(rest)
+            sent.set()
+
+        gateway.engine.script = script
+        stream = iter(gateway.chat(stream=True).response)
+        got = next(stream)
+        go_on.set()
+        assert sent.wait(30)
+        time.sleep(0.6)
+        events = events_of(got + b"".join(stream))
+        assert events[-1] == "[DONE]"
+        [event] = gateway.api.events()
+        assert (event.status, event.completion_tokens, event.delivered_tokens) == (200, 2, None)
+
+
 def test_while_an_engine_is_silent_the_client_sees_that_the_connection_lives(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
