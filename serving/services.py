@@ -11,6 +11,7 @@ from serving.access.idempotency import Idempotency
 from serving.access.identity import Caller, Gatekeeper
 from serving.access.known import Access
 from serving.catalog import Catalog, ModelServer
+from serving.engines.holding import Holding
 from serving.engines.models import EngineModel, load_engine_models
 from serving.inference import AskMany, AskOne, ModelClient
 from serving.journal import Sink
@@ -70,6 +71,7 @@ class Services:
     quotas: Quotas
     idempotency: Idempotency
     engines: Mapping[str, EngineModel]
+    holding: Holding
     threads: Threads
     queue: Queue
     spans: Spans | None
@@ -96,6 +98,7 @@ class Services:
             catalog.close()
         for engine in self.engines.values():
             engine.upstream.close()
+        self.holding.close()
         self.quotas.close()
         self.idempotency.close()
         self.credit.close()
@@ -140,6 +143,7 @@ def make_services(
         quotas=quotas,
         idempotency=Idempotency(access, journal, settings.deadline_seconds),
         engines=load_engine_models(settings.engines_file, settings.own_models),
+        holding=Holding(settings.quota_lease_seconds),
         threads=Threads(settings.threads),
         queue=Queue(settings, metrics),
         spans=None if settings.otlp_endpoint is None else Spans(settings.otlp_endpoint),

@@ -33,7 +33,6 @@ _OF_THE_REQUEST = (400, 413, 422)  # an engine says so of what the client sent
 _BUSY = (429, 503)
 _LATE = (408, 504)
 _LONGEST_WAIT_SECONDS = 3600
-_RENEWALS = 3  # in the time of a lease
 
 
 class EngineCall:
@@ -62,8 +61,6 @@ class EngineCall:
         self._caller = caller = current.known_caller
         self._operation = operation
         self._recorded = False
-        self._renew_seconds = services.settings.quota_lease_seconds / _RENEWALS
-        self._renew_at = time.monotonic() + self._renew_seconds
         self._reservation = services.reserve(current, caller, target.model, most_tokens)
         self._place = ExitStack()
         try:
@@ -72,6 +69,7 @@ class EngineCall:
         except BaseException:
             self._reservation.release()
             raise
+        services.holding.hold(self._reservation)
         current.operation, current.model = operation, target.model
         current.model_version = target.version_name
         current.prompt_tokens = prompt.tokens
@@ -139,14 +137,8 @@ class EngineCall:
         else:
             self._reservation.settle(usage.prompt + usage.completion)
         finally:
+            self._services.holding.let_go(self._reservation)
             self._place.close()
-
-    def renew(self) -> None:
-        """Hold the reservation for longer; to be called again and again while an answer is awaited."""
-        now = time.monotonic()
-        if now > self._renew_at:
-            self._renew_at = now + self._renew_seconds
-            self._reservation.renew()
 
     def failed(self, error: BaseException) -> None:
         """Record that nothing came of it, and that it costs nothing. Raises: JournalError."""
@@ -168,11 +160,11 @@ class EngineCall:
         engine, upstream = self.target.engine, self.target.upstream
         patience = min(engine.first_token_seconds, engine.total_seconds)
         headers = {**_JSON, **self.current.passed_on()}
-        answer = upstream.post(path, body, headers, patience, self.renew)
+        answer = upstream.post(path, body, headers, patience)
         if answer.status == 200:
             return answer
         try:
-            words = _complaint(answer.read_all(time.monotonic() + engine.idle_seconds, self.renew))
+            words = _complaint(answer.read_all(time.monotonic() + engine.idle_seconds))
         finally:
             self.done(answer)
         raise _refusal(answer, words)

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 
 from serving.engines.call import NOTHING, EngineCall
-from serving.engines.upstream import LOOK_SECONDS, Answer
+from serving.engines.upstream import Answer
 from serving.engines.usage import EngineUsage, as_openai_says
 from serving.errors import ApiError, JournalError, ModelRejectedError, ModelTimeoutError
 from serving.openai_errors import render
@@ -94,11 +94,10 @@ class Relay:
             left = heartbeat_at - time.monotonic()
             if left <= 0:
                 return _HEARTBEAT
-            self._call.renew()
             patience = self._patience()
             try:
                 # What is there is read in any case: the client may have been slow, not the engine.
-                data = self._answer.read(min(max(patience, _LEAST_WAIT_SECONDS), left, LOOK_SECONDS))
+                data = self._answer.read(min(max(patience, _LEAST_WAIT_SECONDS), left))
             except TimeoutError:
                 if patience <= 0:
                     raise ModelTimeoutError(_SILENT) from None

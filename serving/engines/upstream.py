@@ -12,7 +12,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import httptools
 
@@ -31,7 +31,6 @@ _MOST_READ_BYTES = 64 * 1024
 _MOST_HEAD_BYTES = 64 * 1024
 _MOST_ANSWER_BYTES = 256 << 20
 _DOWN_SECONDS = 1.0  # an address that refused is asked last for so long
-LOOK_SECONDS = 2.0  # who waits for an engine looks around so often
 
 
 class _StaleError(Exception):
@@ -81,8 +80,8 @@ class Answer:
         self.ended = self._in_body
         self._may_be_kept = self.ended and self._parser.should_keep_alive()  # the parser only knows now
 
-    def read_head(self, timeout_seconds: float, meanwhile: Callable[[], None]) -> None:
-        """Calls `meanwhile` now and then.
+    def read_head(self, timeout_seconds: float) -> None:
+        """Wait for the answer's head.
 
         Raises: OSError, ConnectionError: as the socket does; ModelRejectedError: no HTTP.
         """
@@ -91,11 +90,7 @@ class Answer:
             left = until - time.monotonic()
             if left <= 0:
                 raise TimeoutError
-            try:
-                data = self._receive(min(left, LOOK_SECONDS))
-            except TimeoutError:
-                meanwhile()
-                continue
+            data = self._receive(left)
             if not data:
                 raise ConnectionResetError("the engine closed the connection before it answered")
             self._head_bytes += len(data)
@@ -128,21 +123,16 @@ class Answer:
         self._parts.clear()
         return taken
 
-    def read_all(self, deadline: float, meanwhile: Callable[[], None]) -> bytes:
-        """The whole body. Calls `meanwhile` now and then.
-
-        Raises: ModelTimeoutError; ModelRejectedError; OverloadedError: it was cut.
-        """
+    def read_all(self, deadline: float) -> bytes:
+        """The whole body. Raises: ModelTimeoutError; ModelRejectedError; OverloadedError: it was cut."""
         whole, size_bytes = [], 0
         while not self.ended or self._parts:
             left = deadline - time.monotonic()
             try:
-                whole.append(self.read(min(max(left, 0.001), LOOK_SECONDS)))
+                whole.append(self.read(max(left, 0.001)))
                 size_bytes += len(whole[-1])
             except TimeoutError:
-                if left <= 0:
-                    raise ModelTimeoutError("The engine did not answer in time.") from None
-            meanwhile()
+                raise ModelTimeoutError("The engine did not answer in time.") from None
             if size_bytes > _MOST_ANSWER_BYTES:
                 raise ModelRejectedError("The engine's answer is without end.")
         return b"".join(whole)
@@ -214,11 +204,9 @@ class Upstream:
         body: bytes,
         headers: Mapping[str, str],
         timeout_seconds: float,
-        meanwhile: Callable[[], None] = lambda: None,
     ) -> Answer:
         """Ask, and return when the head of the answer is there. Close the answer in the end.
 
-        `meanwhile` is called now and then while nothing comes.
         Nobody is asked twice, except that a kept connection may turn out to be closed.
         Raises: ModelUnavailableError: no address takes a connection. ModelTimeoutError. ModelRejectedError.
             OverloadedError: this process is stopping.
@@ -228,13 +216,13 @@ class Upstream:
             kept = address.kept()
             if kept is not None:
                 with contextlib.suppress(_StaleError):
-                    return self._exchange(address, kept, request, timeout_seconds, meanwhile, kept=True)
+                    return self._exchange(address, kept, request, timeout_seconds, kept=True)
             try:
                 connection = address.connect()
             except OSError:
                 address.down_until = time.monotonic() + _DOWN_SECONDS
                 continue
-            return self._exchange(address, connection, request, timeout_seconds, meanwhile, kept=False)
+            return self._exchange(address, connection, request, timeout_seconds, kept=False)
         raise ModelUnavailableError("The engine of this model can't be reached.")
 
     def is_reachable(self) -> bool:
@@ -272,7 +260,6 @@ class Upstream:
         connection: socket.socket,
         request: bytes,
         timeout_seconds: float,
-        meanwhile: Callable[[], None],
         *,
         kept: bool,
     ) -> Answer:
@@ -286,7 +273,7 @@ class Upstream:
             answer.cut()
         try:
             _send(connection, request, timeout_seconds)
-            answer.read_head(timeout_seconds, meanwhile)
+            answer.read_head(timeout_seconds)
         except TimeoutError:
             self.done(answer)
             raise ModelTimeoutError("The engine did not begin to answer in time.") from None

@@ -208,7 +208,7 @@ def _whole(call: EngineCall, path: str, body: bytes) -> bytes:
     """The engine's whole answer, recorded."""
     answer = call.ask(path, body)
     try:
-        document = _document(answer.read_all(call.deadline, call.renew))
+        document = _document(answer.read_all(call.deadline))
         texts = [text for choice in _choices(document) for text in texts_of(choice, "message")]
         usage = call.said(document.get("usage"))
         estimated = usage is None or (not usage.completion and bool(texts))

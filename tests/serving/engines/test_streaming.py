@@ -6,9 +6,19 @@ from typing import Any
 
 import pytest
 
-from serving.engines import address, streaming, upstream
-from serving.engines import call as calls
-from tests.engines import MODEL, chunk, completion, streamed, usage, usage_chunk, whole
+from serving.engines import address, streaming
+from tests.apis import running_app
+from tests.engines import (
+    MODEL,
+    chunk,
+    completion,
+    stand_in_engine,
+    streamed,
+    usage,
+    usage_chunk,
+    whole,
+    write_engines,
+)
 from tests.modelservers import wait_until
 from tests.serving.test_v1 import PROMPT_TOKENS, Gateway, events_of, gateway, held, running_gateway
 
@@ -369,16 +379,22 @@ def test_nonsense_that_waits_when_the_client_leaves_costs_no_place_and_no_bill(g
     assert held(gateway) == (0, 0)
 
 
+@pytest.fixture
+def short_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
+    """A gateway whose leases last a second."""
+    with stand_in_engine() as engine:
+        file = write_engines(tmp_path, {"addresses": [engine.address]})
+        with running_app(tmp_path, engines_file=file, quota_lease_seconds=0.5) as api:
+            monkeypatch.setattr(api.services.quotas, "_lease_seconds", 1.0)
+            yield Gateway(api, engine)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("said_first", ["nothing", "the head", "a part"])
 def test_tokens_are_held_as_long_as_the_engine_takes(
-    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, stream: bool, said_first: str
+    short_leases: Gateway, stream: bool, said_first: str
 ) -> None:
-    quotas = gateway.api.services.quotas
-    monkeypatch.setattr(quotas, "_lease_seconds", 1.0)
-    monkeypatch.setattr(calls, "_RENEWALS", 600)  # of a lease that is thought to last a minute
-    for module in (upstream, streaming):
-        monkeypatch.setattr(module, "LOOK_SECONDS", 0.1)
+    gateway, quotas = short_leases, short_leases.api.services.quotas
     pieces = list(streamed(chunk("a"), usage_chunk())) if stream else _cut(whole(completion("a"))[0])
     held_while_silent: list[int] = []
 
@@ -396,6 +412,19 @@ def test_tokens_are_held_as_long_as_the_engine_takes(
     assert b"a" in answer.data
     assert set(held_while_silent) == {PROMPT_TOKENS + 10}
     assert held(gateway) == (0, 0)
+
+
+def test_tokens_are_held_while_the_client_of_a_stream_takes_nothing(short_leases: Gateway) -> None:
+    gateway, quotas = short_leases, short_leases.api.services.quotas
+    gateway.engine.script = lambda asked: streamed(chunk("a"), usage_chunk())
+    answer = gateway.chat(stream=True, max_tokens=10)
+    stream = iter(answer.response)
+    next(stream)
+    time.sleep(2)
+    assert quotas.reserved_tokens() == PROMPT_TOKENS + 10
+    answer.close()
+    assert held(gateway) == (0, 0)
+    assert not gateway.api.services.holding._held
 
 
 def _cut(answer: bytes) -> list[bytes]:
