@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -27,6 +28,8 @@ from serving.quotas.contract import Quotas, Reservation
 from serving.quotas.start import make_quotas
 from serving.settings import ServingSettings
 from serving.tokenization import Task
+
+_TO_BE_TOLD_SECONDS = 1.0  # for the clients of streams, before the process ends
 
 
 class Model(ModelServer, Protocol):
@@ -88,9 +91,13 @@ class Services:
         return self.quotas.reserve(caller, model, most_tokens)
 
     def cut_streams(self) -> None:
-        """End the answers of engines that are under way."""
+        """End the answers of engines that are under way, and account for them."""
         for engine in self.engines.values():
             engine.upstream.cut_all()
+        time.sleep(_TO_BE_TOLD_SECONDS)
+        for current in list(self.under_way):  # the server still waits for their clients to take something
+            if current.stream is not None:
+                current.stream.stop()
 
     def close(self) -> None:
         """Commit what waits, stop the threads, close the connections."""

@@ -35,6 +35,10 @@ class Stream(Protocol):
         """Call this once when the answer is over."""
         ...
 
+    def stop(self) -> None:
+        """End it from outside, though its client takes nothing."""
+        ...
+
 
 class Parent(NamedTuple):
     """The span of the client, in whose trace the request is."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from serving import services
 from serving.engines import address, streaming
 from tests.apis import running_app
 from tests.engines import (
@@ -265,6 +266,29 @@ def test_an_engine_that_falls_silent_is_left(tmp_path: Path) -> None:
         [event] = gateway.api.events()
         assert (event.status, event.completion_tokens) == (504, 1)
         gateway.engine.was_left.set()
+
+
+def test_a_stop_bills_a_stream_whose_client_takes_nothing(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(services, "_TO_BE_TOLD_SECONDS", 0.0)
+
+    def script(asked: object) -> Iterator[bytes]:
+        yield b"".join(streamed(chunk("one "), chunk("two "), done=False, end=False))
+        gateway.engine.was_left.wait(30)
+
+    gateway.engine.script = script
+    stream = iter(gateway.chat(stream=True).response)
+    got = next(stream)
+    while b"two" not in got:
+        got += next(stream)
+    gateway.api.services.cut_streams()
+    [event] = gateway.api.events()
+    assert (event.status, event.completion_tokens, event.usage_estimated) == (503, 2, True)
+    assert held(gateway) == (0, 0)
+    gateway.engine.was_left.set()
+    assert list(stream) == []
+    assert gateway.api.events() == [event]
 
 
 def test_a_client_that_takes_nothing_for_long_is_no_silence_of_the_engine(tmp_path: Path) -> None:
