@@ -36,7 +36,6 @@ GIVE_UP_AFTER = timedelta(days=3)  # an alert that is older helps nobody
 _LOCK_KEY = 7_411_402_559
 _LONGEST_PAUSE = timedelta(hours=1)
 _MAIL = "mailto:"
-_SHOWN = 20  # changes that a message lists; of the others it gives the number
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,16 +164,10 @@ def compose(connection: Connection, settings: BillingSettings, message_id: str, 
         )
         for row in rows
     ]
-    head = texts.HEAD_ONE if len(said) == 1 else texts.HEADS
-    lines = [head[language].format(count=len(said))]
     simulated = is_simulated(connection)
-    if simulated:
-        lines.append(texts.SIMULATED[language])
-    lines += said[:_SHOWN]
-    if len(said) > _SHOWN:
-        lines.append(texts.MORE[language].format(count=len(said) - _SHOWN))
-    if again:
-        lines.append(texts.AGAIN[language])
+    head = [(texts.HEAD_ONE if len(said) == 1 else texts.HEADS)[language].format(count=f"{len(said):,}")]
+    head += [texts.SIMULATED[language]] if simulated else []
+    head += [texts.AGAIN[language]] if again else []
     told = [
         {
             "change": row.change, "episode": row.episode_id, "rule": row.rule, "kind": row.kind,
@@ -182,7 +175,8 @@ def compose(connection: Connection, settings: BillingSettings, message_id: str, 
         }
         for row, text in zip(rows, said, strict=True)
     ]  # fmt: skip
-    return Message(message_id, tuple(lines), {"simulated": simulated, "alerts": told})
+    data = {"simulated": simulated, "alerts": told}
+    return Message(message_id, tuple(head), tuple(said), texts.MORE[language], data)
 
 
 def _by_mail(

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import hmac
 import http.client
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -19,19 +20,42 @@ from urllib.parse import quote, urlsplit, urlunsplit
 import orjson
 
 from billing.errors import NotifyError
+from billing.reports.words import shown
 
 _TIMEOUT_SECONDS = 10
 _LONGEST_ANSWER_BYTES = 1 << 16
 _SHOWN_ANSWER = 300
+_SHOWN = 20  # changes that a message lists; of the others it gives the number
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What is to be said: lines for people, and the same as data for programs."""
+    """What is to be said: lines for people, and the same as data for programs.
+
+    `head` is always said; of `changes`, a line each, as many as there is room for; `more` tells how many
+    are left out: "and {count} more".
+    """
 
     id: str  # the same when it is sent again
-    lines: tuple[str, ...]
+    head: tuple[str, ...]
+    changes: tuple[str, ...]
+    more: str
     data: Mapping[str, Any]
+
+    def text(self, most_bytes: int = sys.maxsize) -> str:
+        """What people read, no longer than that in UTF-8; none of its lines breaks, or turns text around.
+
+        Changes are left out whole, the last ones first; only the first is cut where it does not fit alone.
+        """
+        head, changes = ([shown(line) for line in lines] for lines in (self.head, self.changes))
+        said = end = ""
+        for kept in range(min(len(changes), _SHOWN), 0, -1):
+            said = "\n".join([*head, *changes[:kept]])
+            left = len(changes) - kept
+            end = "\n" + self.more.format(count=f"{left:,}") if left else ""
+            if len((said + end).encode()) <= most_bytes:
+                return said + end
+        return said.encode()[: most_bytes - len(end.encode())].decode("utf-8", "ignore") + end
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +124,9 @@ def feishu_signature(secret: str, seconds: int) -> str:
     return base64.b64encode(digest).decode()
 
 
-def fitting(lines: tuple[str, ...], most_bytes: int, more: Callable[[int], str]) -> str:
-    """As many whole lines as fit, and how many don't."""
-    text = "\n".join(lines)
-    if len(text.encode()) <= most_bytes:
-        return text
-    for kept in range(len(lines) - 1, 0, -1):
-        text = "\n".join([*lines[:kept], more(len(lines) - kept)])
-        if len(text.encode()) <= most_bytes:
-            return text
-    return text.encode()[:most_bytes].decode("utf-8", "ignore")
-
-
 def _wecom(robot: Robot, message: Message, _now: float) -> tuple[str, Any]:
     # `text` knows no mark-up: nothing in a name becomes a link, and nobody is mentioned.
-    return robot.url, {"msgtype": "text", "text": {"content": _text(message, 2048)}}
+    return robot.url, {"msgtype": "text", "text": {"content": message.text(2048)}}
 
 
 def _dingtalk(robot: Robot, message: Message, now: float) -> tuple[str, Any]:
@@ -124,12 +136,12 @@ def _dingtalk(robot: Robot, message: Message, now: float) -> tuple[str, Any]:
         signature = quote(dingtalk_signature(robot.secret, milliseconds), safe="")
         url += f"{'&' if urlsplit(url).query else '?'}timestamp={milliseconds}&sign={signature}"
     # Mentions are in `at`, and there are none.
-    return url, {"msgtype": "text", "text": {"content": _text(message, 18_000)}, "at": {"isAtAll": False}}
+    return url, {"msgtype": "text", "text": {"content": message.text(18_000)}, "at": {"isAtAll": False}}
 
 
 def _feishu(robot: Robot, message: Message, now: float) -> tuple[str, Any]:
     # Even in a text, <at user_id="all"> is a mention.
-    text = _text(message, 18_000).replace("<", "‹").replace(">", "›")
+    text = message.text(18_000).replace("<", "‹").replace(">", "›")
     body: dict[str, Any] = {"msg_type": "text", "content": {"text": text}}
     if robot.secret:
         seconds = int(now)
@@ -138,18 +150,12 @@ def _feishu(robot: Robot, message: Message, now: float) -> tuple[str, Any]:
 
 
 def _slack(robot: Robot, message: Message, _now: float) -> tuple[str, Any]:
-    text = _text(message, 35_000).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = message.text(35_000).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return robot.url, {"text": text, "mrkdwn": False, "link_names": 0, "unfurl_links": False}
 
 
 def _webhook(robot: Robot, message: Message, _now: float) -> tuple[str, Any]:
-    return robot.url, {"id": message.id, "text": "\n".join(message.lines), **message.data}
-
-
-def _text(message: Message, most_bytes: int) -> str:
-    # What came from outside may hold line breaks and marks that turn text around.
-    lines = tuple("".join(c if c.isprintable() else "�" for c in line) for line in message.lines)
-    return fitting(lines, most_bytes, lambda count: f"… +{count}")
+    return robot.url, {"id": message.id, "text": message.text(), **message.data}
 
 
 def _has_code_zero(*names: str) -> Callable[[bytes], bool]:

@@ -185,8 +185,32 @@ def test_a_mail_goes_through_the_outbox_once(sqlite_ledger: Engine, robots: Robo
     (file,) = (tmp_path / "outbox").glob("alert-*.eml")
     mail = message_from_bytes(file.read_bytes(), policy=default)
     assert mail["To"] == "ops@example.com"
-    assert mail["Subject"].startswith("Tallybook:1 条告警")
+    assert mail["Subject"].startswith("Tallybook:1 条告警 · [新增] 用户 user-a ")
     assert "用户 user-a 在 2026-11-21 使用 50,000 个 token" in mail.get_content()
+
+
+def test_the_subject_of_a_storm_tells_of_an_alert(
+    sqlite_ledger: Engine, robots: Robots, tmp_path: Path
+) -> None:
+    told = settings(robots, tmp_path, alert_channels={"ops": "mailto:ops@example.com"})
+    open_episodes(sqlite_ledger, told, *(surge(f"user-{number:02}") for number in range(30)))
+    deliver(sqlite_ledger, told, NOW)
+    (file,) = (tmp_path / "outbox").glob("alert-*.eml")
+    mail = message_from_bytes(file.read_bytes(), policy=default)
+    assert mail["Subject"].startswith("Tallybook: 30 alerts · [NEW] user user-00 used 50,000 tokens")
+    assert mail.get_content().splitlines()[-1] == "and 10 more"
+
+
+def test_a_long_message_that_comes_again_says_so_and_how_many_changes_it_leaves_out(
+    sqlite_ledger: Engine, robots: Robots, tmp_path: Path
+) -> None:
+    told = settings(robots, tmp_path, "wecom")
+    open_episodes(sqlite_ledger, told, *(surge(f"user-{n:02}-{'x' * 90}") for n in range(30)))
+    robots.silent = 1
+    assert deliver(sqlite_ledger, told, NOW, pause_seconds=0) == [Sent("wecom", 30)]
+    text = robots.texts()[-1]
+    assert "sent again" in text
+    assert text.endswith(f"and {30 - text.count('[NEW]')} more")
 
 
 @pytest.mark.parametrize(

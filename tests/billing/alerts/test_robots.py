@@ -9,12 +9,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from billing.alerts.robots import Message, Robot, dingtalk_signature, feishu_signature, fitting, robot_of
+from billing.alerts.robots import Message, Robot, dingtalk_signature, feishu_signature, robot_of
 from billing.errors import NotifyError
 from tallybook.processes import free_port
 from tests.billing.robots import SECRET, Robots, running_robots
 
-MESSAGE = Message("m-1", ("Tallybook: 1 alert", "[NEW] user user-a used 50,000 tokens"), {"alerts": []})
+MORE = "and {count} more"
+MESSAGE = Message(
+    "m-1", ("Tallybook: 1 alert",), ("[NEW] user user-a used 50,000 tokens",), MORE, {"alerts": []}
+)
 NOW = 1_795_000_000.25
 
 
@@ -103,21 +106,26 @@ def test_a_robot_that_is_not_there_does_not_have_it() -> None:
     ],
 )
 def test_names_are_text_to_every_robot(robots: Robots, kind: str, line: str, sent: str) -> None:
-    robot(robots, kind).send(Message("m", (line,), {}), NOW)
-    assert robots.texts() == [sent]
+    robot(robots, kind).send(Message("m", (), (line,), MORE, {}), NOW)
+    assert [text.strip() for text in robots.texts()] == [sent]
     assert robots.came[0][1].get("at", {}).get("isAtAll") in (None, False)
 
 
 def test_a_long_message_is_cut_between_lines_and_says_how_many_are_missing(robots: Robots) -> None:
-    lines = tuple(f"line {number} 模型 {'x' * 60}" for number in range(60))
-    robot(robots, "wecom").send(Message("m", lines, {}), NOW)
-    *kept, last = robots.texts()[0].split("\n")
+    lines = tuple(f"line {number} 模型 {'x' * 120}" for number in range(60))
+    head = ("Tallybook: 60 alerts", "(sent again, as nobody knows whether it arrived)")
+    robot(robots, "wecom").send(Message("m", head, lines, MORE, {}), NOW)
+    first, again, *kept, last = robots.texts()[0].split("\n")
+    assert (first, again) == head  # what may be a repetition says so, however long it is
     assert tuple(kept) == lines[: len(kept)]
-    assert last == f"… +{60 - len(kept)}"
+    assert 0 < len(kept) < 20
+    assert last == f"and {60 - len(kept)} more"
 
 
-def test_one_line_that_is_too_long_is_cut_at_a_character() -> None:
-    assert fitting(("模" * 1000,), 100, str) == "模" * 33
+@pytest.mark.parametrize(("count", "end"), [(1, ""), (1_001, "\nand 1,000 more")])
+def test_one_line_that_is_too_long_is_cut_at_a_character(count: int, end: str) -> None:
+    text = Message("m", ("!",), ("模" * 1000,) * count, MORE, {}).text(100)
+    assert text == "!\n" + "模" * ((98 - len(end)) // 3) + end
 
 
 @pytest.mark.parametrize(
