@@ -31,8 +31,9 @@ _QUALITY = Fraction(1, 2)  # and of less than half a point in a metric
 class VersionUse:
     """What a version did in the days looked at; seconds are of answered requests, None without any.
 
-    `amount_minor` is billed and drafted, None when nothing of it has a price. `quality` is a metric of the
-    model card from 0 to 1, None when there is no card that says.
+    `amount_minor` is billed and drafted, None when nothing of it has a price, and `rated_tokens` are those
+    that it is for: the others have no price, or no bill yet. `quality` is a metric of the model card from 0
+    to 1, None when there is no card that says.
     """
 
     version: str
@@ -46,6 +47,7 @@ class VersionUse:
     median_seconds: float | None
     slow_seconds: float | None  # nineteen of twenty are faster
     amount_minor: int | None
+    rated_tokens: int
     currency: str | None
     quality: Fraction | None
 
@@ -53,6 +55,18 @@ class VersionUse:
     def answered(self) -> int:
         """Requests that were served."""
         return self.requests - self.failed
+
+    @property
+    def tokens(self) -> int:
+        """In and out."""
+        return self.prompt_tokens + self.completion_tokens
+
+    @property
+    def cost(self) -> Fraction | None:
+        """What a request costs in minor units, tokens without an amount taken to cost what the others do."""
+        if self.amount_minor is None or not self.rated_tokens or not self.answered:
+            return None
+        return Fraction(self.amount_minor * self.tokens, self.rated_tokens * self.answered)
 
 
 class Change(NamedTuple):
@@ -90,12 +104,12 @@ def version_report(
     found: list[VersionUse] = []
     for version, began, ended, requests, refused, prompt, completion in rows:
         median, slow = seconds.get(version, (None, None))
-        amount, currency = amounts.get(version, (None, None))
+        amount, rated, currency = amounts.get(version, (None, 0, None))
         quality = quality_of(models_dir / model / version)
         found.append(
             VersionUse(
                 version, tuple(sorted(labels[version])), began, ended, requests, refused, prompt, completion,
-                median, slow, amount, currency, quality,
+                median, slow, amount, rated, currency, quality,
             )
         )  # fmt: skip
     return sorted(found, key=lambda use: (use.first, use.version))
@@ -111,8 +125,8 @@ def compared(old: VersionUse, new: VersionUse) -> list[Change]:
             changes.append(Change(what, by, by < 0, abs(by) >= _NOTHING))
 
     if old.currency == new.currency:
-        add("cost a request", _each(old.amount_minor, old), _each(new.amount_minor, new))
-    add("tokens a request", _each(_tokens(old), old), _each(_tokens(new), new))
+        add("cost a request", old.cost, new.cost)
+    add("tokens a request", _each_tokens(old), _each_tokens(new))
     add("median answer time", _fraction(old.median_seconds), _fraction(new.median_seconds))
     if old.quality is not None and new.quality is not None:
         points = 100 * (new.quality - old.quality)
@@ -146,6 +160,12 @@ def tell_versions(model: str, uses: list[VersionUse], first: date, last: date) -
         "",
         "Each over the days on which it served: who asked, and what for, may have changed as well. Cost:",
         "billed and drafted, of answered requests. Quality: accuracy that the model card tells, if one does.",
+        *(
+            f"Of version {use.version}, {use.rated_tokens:,} of {use.tokens:,} tokens have an amount; the "
+            "others are taken to cost as much."
+            for use in uses
+            if use.cost is not None and use.rated_tokens != use.tokens
+        ),
     ]
     return "\n".join(lines)
 
@@ -156,7 +176,7 @@ def _row(use: VersionUse) -> list[str]:
         f"{use.first:%m-%d}…{use.last:%m-%d}",
         f"{use.requests:,}",
         f"{money.shown(Fraction(100 * use.failed, use.requests), 2)}%",
-        _shown(_each(_tokens(use), use), 1),
+        _shown(_each_tokens(use), 1),
         _shown(_fraction(use.median_seconds), 3),
         _shown(_fraction(use.slow_seconds), 3),
         _cost(use),
@@ -197,23 +217,20 @@ def _seconds(connection: Connection, model: str, first: date, last: date) -> dic
     return {version: (median, slow) for version, median, slow in connection.execute(query)}
 
 
-def _amounts(connection: Connection, model: str, first: date, last: date) -> dict[str, tuple[int, str]]:
+def _amounts(connection: Connection, model: str, first: date, last: date) -> dict[str, tuple[int, int, str]]:
     line = bill_lines.c
+    sums = [whole(sa.func.sum(each)) for each in (line.amount_minor, line.quantity_tokens)]
     query = (
-        sa.select(line.model_version, sa.func.min(line.currency), whole(sa.func.sum(line.amount_minor)))
+        sa.select(line.model_version, *sums, sa.func.min(line.currency))
         .where(line.model == model, line.usage_day.between(first, last), line.amount_minor.is_not(None))
         .group_by(line.model_version)
         .having(sa.func.min(line.currency) == sa.func.max(line.currency))
     )
-    return {version: (amount, currency) for version, currency, amount in connection.execute(query)}
+    return {version: (*sums, currency) for version, *sums, currency in connection.execute(query)}
 
 
-def _each(total: int | None, use: VersionUse) -> Fraction | None:
-    return None if total is None or not use.answered else Fraction(total, use.answered)
-
-
-def _tokens(use: VersionUse) -> int:
-    return use.prompt_tokens + use.completion_tokens
+def _each_tokens(use: VersionUse) -> Fraction | None:
+    return Fraction(use.tokens, use.answered) if use.answered else None
 
 
 def _fraction(value: float | None) -> Fraction | None:
@@ -225,10 +242,9 @@ def _shown(value: Fraction | None, places: int) -> str:
 
 
 def _cost(use: VersionUse) -> str:
-    each = _each(use.amount_minor, use)
-    if each is None or use.currency is None:
+    if use.cost is None or use.currency is None:
         return "-"
-    return money.format_amount(int(money.shown(1000 * each, 0)), use.currency)
+    return money.format_amount(int(money.shown(1000 * use.cost, 0)), use.currency)
 
 
 def _signed(change: Change) -> str:

@@ -12,17 +12,25 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy.engine import Engine
 
+from billing.aggregates import roll_up
 from billing.errors import VersionsError
-from billing.ledger import open_ledger, reading
-from billing.versions.report import VersionUse, compared, quality_of, verdict, version_report
+from billing.ledger import open_ledger, reading, writing
+from billing.versions.report import (
+    VersionUse,
+    compared,
+    quality_of,
+    tell_versions,
+    verdict,
+    version_report,
+)
 from tallybook.cli import main
 from tests.billing.conftest import TIME_ZONE
 from tests.billing.days import at, bring, draft
 from tests.billing.factories import DAY, a_price, an_event
 
 OLD = VersionUse(
-    "1", ("stable",), date(2026, 9, 1), date(2026, 9, 30), 1_000, 0, 100_000, 20_000, 0.2, 0.5, 5_000, "CNY",
-    Fraction("0.80"),
+    "1", ("stable",), date(2026, 9, 1), date(2026, 9, 30), 1_000, 0, 100_000, 20_000, 0.2, 0.5, 5_000,
+    120_000, "CNY", Fraction("0.80"),
 )  # fmt: skip
 
 
@@ -60,6 +68,22 @@ def test_a_version_without_a_price_has_no_cost(sqlite_ledger: Engine, tmp_path: 
     assert "cost a request" not in {change.what for change in compared(first, second)}
 
 
+def test_tokens_that_are_on_no_bill_yet_do_not_make_a_version_cheap(ledger: Engine, tmp_path: Path) -> None:
+    bring(ledger, [an_event() for _ in range(10)] + [an_event(model_version="2")])
+    draft(ledger, DAY)
+    bring(ledger, [an_event(model_version="2") for _ in range(9)])
+    with writing(ledger) as connection:
+        roll_up(connection)
+        uses = version_report(connection, "review-sentiment", tmp_path, DAY, DAY)
+    assert [(use.amount_minor, use.rated_tokens, use.tokens) for use in uses] == [
+        (128, 1_200, 1_200), (13, 120, 1_200),
+    ]  # fmt: skip
+    text = tell_versions("review-sentiment", uses, DAY, DAY)
+    assert [line.split()[-2] for line in text.splitlines()[3:5]] == ["¥128.00", "¥130.00"]  # 0.13 is rounded
+    assert "Of version 2, 120 of 1,200 tokens have an amount; the others are taken to cost as much." in text
+    assert "It paid" not in text
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -70,7 +94,10 @@ def test_a_version_without_a_price_has_no_cost(sqlite_ledger: Engine, tmp_path: 
             "It depends: better in quality; worse in cost a request.",
         ),
         ({"amount_minor": 5_001, "quality": Fraction("0.804")}, "No difference that matters."),
-        ({"requests": 2_000, "amount_minor": 10_000, "prompt_tokens": 0}, "No difference that matters."),
+        (
+            {"requests": 2_000, "amount_minor": 10_000, "rated_tokens": 20_000, "prompt_tokens": 0},
+            "No difference that matters.",
+        ),
         ({"requests": 0, "amount_minor": None, "median_seconds": None, "quality": None}, "No difference"),
     ],
 )
