@@ -155,17 +155,21 @@ def _servers(samples: Iterable[Sample]) -> list[_History]:
 
 
 def _samples(connection: Connection, span: Interval) -> list[Sample]:
+    """Those of servers that were looked at in the time, or both before and after it: it served meanwhile."""
     table = counter_samples.c
-    inside = sa.and_(table.sampled_at >= span.start, table.sampled_at < span.end)
+    servers = sa.select(table.server, sa.func.min(table.sampled_at)).where(table.sampled_at >= span.start)
     found: list[Sample] = []
-    for server in connection.scalars(sa.select(table.server).where(inside).distinct()):
+    for server, since in connection.execute(servers.group_by(table.server)).all():
         up = sa.and_(table.server == server, table.counter == UP, table.value == 1)
-        first = sa.select(sa.func.max(table.sampled_at)).where(up, table.sampled_at < span.start)
-        last = sa.select(sa.func.min(table.sampled_at)).where(up, table.sampled_at >= span.end)
+        before = sa.select(sa.func.max(table.sampled_at)).where(up, table.sampled_at < span.start)
+        after = sa.select(sa.func.min(table.sampled_at)).where(up, table.sampled_at >= span.end)
+        first, last = connection.scalar(before), connection.scalar(after)
+        if since >= span.end and first is None:
+            continue
         query = sa.select(*[table[name] for name in Sample._fields]).where(
             table.server == server,
-            table.sampled_at >= (connection.scalar(first) or span.start),
-            table.sampled_at <= (connection.scalar(last) or span.end),
+            table.sampled_at >= (first or span.start),
+            table.sampled_at <= (last or span.end),
         )
         found += [Sample(*row) for row in connection.execute(query)]
     return found

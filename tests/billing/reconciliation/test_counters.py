@@ -13,18 +13,18 @@ from sqlalchemy.engine import Engine
 from billing.errors import CountersError
 from billing.ingest import ingest
 from billing.ledger import reading, writing
-from billing.reconciliation.counters import Scrape, read_counters, sample, scrape, store
-from billing.reconciliation.metered import reconcile_day
+from billing.reconciliation.counters import REQUESTS, Scrape, read_counters, sample, scrape, store
+from billing.reconciliation.metered import Served, reconcile_day
 from billing.reconciliation.text import share
 from billing.settings import BillingSettings
 from billing.tables import counter_samples
 from serving.app import SERVICES, build_app
 from serving.services import make_services
 from serving.settings import ServingSettings
-from tallybook.calendar import billing_day
+from tallybook.calendar import billing_day, day_interval
 from tallybook.processes import free_port
 from tests.apis import MODEL, USER
-from tests.billing.factories import ZONE
+from tests.billing.factories import DAY, ZONE
 from tests.modelservers import Stubs, running_server, text, wait_until
 
 TENSORFLOW_SERVING = r"""# TYPE :tensorflow:serving:request_count counter
@@ -159,3 +159,21 @@ def test_of_two_looks_at_once_only_the_first_to_end_is_kept(ledger: Engine) -> N
         assert store(connection, Scrape("http://a", seconds[2], seconds[3], {key: 102}))
         query = sa.select(counter_samples.c.value).where(counter_samples.c.model == "m")
         assert sorted(connection.scalars(query)) == [3, 101, 102]
+
+
+def test_a_server_that_nobody_looked_at_all_day_is_not_forgotten(ledger: Engine) -> None:
+    start, end = day_interval(DAY, ZONE)
+    hour = timedelta(hours=1)
+    told = {
+        # Of two replicas, one was left out of the day's samples; a third came only after it.
+        "http://a": [(start, 5), (start + hour, 12), (end, 25)],
+        "http://b": [(start - hour, 100), (end + hour, 140)],
+        "http://c": [(end + 2 * hour, 1_000)],
+    }
+    with writing(ledger) as connection:
+        for server, samples in told.items():
+            for at, value in samples:
+                assert store(connection, Scrape(server, at, at, {("m", REQUESTS): value}))
+        found = reconcile_day(connection, DAY, ZONE)
+    assert [row.requests.served for row in found.days] == [Served(20, 60)]
+    assert found.hours[0].requests.served == Served(7, 47)
