@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
@@ -159,11 +160,11 @@ def _days(count: int) -> str:
 
 def _short(tokens: int) -> str:
     """'1,250', '24.3 M', '1.20 G': three digits say all that a forecast knows."""
-    for size, unit in ((10**9, " G"), (10**6, " M"), (10**4, " k")):
-        if tokens >= size:
-            base = 1000 if unit == " k" else size
-            return f"{tokens / base:,.3g}{unit}" if tokens / base < 1000 else f"{tokens / base:,.0f}{unit}"
-    return f"{tokens:,}"
+    if tokens < 10**4:
+        return f"{tokens:,}"
+    number = Decimal(f"{tokens:.2e}")
+    power, unit = next(each for each in ((9, " G"), (6, " M"), (3, " k")) if number >= 10 ** each[0])
+    return f"{number.scaleb(-power):,f}{unit}"
 
 
 def _percent(part: float | None) -> str:

@@ -203,6 +203,19 @@ def test_text_csv_and_charts_tell_the_same_series(simulated: Report) -> None:
         assert Image.open(io.BytesIO(image)).width == 1200
 
 
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        (9_999, "9,999"), (10_000, "10.0 k"), (999_499, "999 k"), (999_500, "1.00 M"), (24_349_999, "24.3 M"),
+        (999_999_999, "1.00 G"), (1_204_000_000, "1.20 G"), (1_234_567_890_123, "1,230 G"),
+    ],
+)  # fmt: skip
+def test_tokens_are_told_in_three_digits(simulated: Report, tokens: int, said: str) -> None:
+    total = replace(simulated.series[0], tokens=(tokens, tokens, tokens))
+    text = " ".join(tell_forecast(replace(simulated, series=[total])).split())
+    assert f" total {said} {said} – {said} " in text
+
+
 def test_a_ledger_without_usage_has_no_forecast(sqlite_ledger: Engine) -> None:
     with pytest.raises(ForecastError) as refused, reading(sqlite_ledger) as connection:
         forecast_report(connection, DAY, None)
