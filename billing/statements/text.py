@@ -102,7 +102,8 @@ def _row(row: Row) -> str:
 def _cells(
     direction: str, tier: str, price: str, count: str, unit_price: str, discount: str, amount: str
 ) -> str:
-    return f"  {direction:<12} {tier:>4} {price:<16} {count:>17} {unit_price:>20} {discount:>8} {amount:>15}"
+    terms = f"{unit_price} {f'{discount} {amount:>15}':>24}"  # a long one takes the room of those before it
+    return f"  {direction:<12} {tier:>4} {price:<16} {count:>17} {terms:>45}"
 
 
 def _totals(told: Statement) -> Iterator[str]:

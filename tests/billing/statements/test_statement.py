@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 from datetime import date, datetime
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from billing.statements.statement import Statement, statement
 from billing.statements.text import as_csv, as_text
 from billing.tables import bill_days, bill_lines, bill_totals
 from tallybook.cli import main
-from tests.billing.factories import ZONE
+from tests.billing.factories import ZONE, a_price
 from tests.billing.generated_month import NOVEMBER
 from tests.billing.hand_made import FLAT, Bills, billed_ledger, billed_minor
 
@@ -175,6 +176,23 @@ def test_unrated_tokens_alone_make_a_statement_without_an_amount(sqlite_ledger: 
         text = as_text(told(connection))
     assert "unrated" in text
     assert "¥" not in text
+
+
+@pytest.mark.parametrize("discount", ["0", "12.5"])
+def test_large_amounts_of_a_currency_without_a_sign_stay_in_100_columns(
+    sqlite_ledger: Engine, discount: str
+) -> None:
+    with writing(sqlite_ledger) as connection:
+        bills = Bills(connection)
+        bills.close(date(2026, 11, 3))
+        bills.add(date(2026, 11, 3), 10**12, a_price(currency="KWD", input=Decimal(8)), discount=discount)
+        bills.write()
+        text = as_text(told(connection))
+    amount = {"0": " 8,000,000,000.000 KWD", "12.5": " 12.5% 7,000,000,000.000 KWD"}[discount]
+    (line,) = [line for line in text.splitlines() if "8/1,000" in line]
+    assert line.endswith(amount)
+    assert len(line) == 100
+    assert max(map(len, text.splitlines())) == 100
 
 
 def test_a_minimum_counts_requests(sqlite_ledger: Engine) -> None:
