@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from datetime import date, datetime, tzinfo
+from datetime import datetime, tzinfo
 from email.message import EmailMessage
 
 from billing.mail.bill_pdf import Document, as_rows, typeset
 from billing.mail.body import Table, Tile, render_view
 from billing.mail.day import headed
 from billing.money import format_amount
-from billing.rating import UNRATED
 from billing.reports.texts import words
 from billing.reports.words import Language, Words, number, shown
 from billing.statements.statement import Part, Row, Statement
@@ -91,16 +90,11 @@ def _state(told: Statement, say: Words) -> str:
 
 def _notices(told: Statement, say: Words) -> list[str]:
     found = [say.notice_simulated] if told.simulated else []
-    # By month: later bills take back what they price.
-    unrated: dict[tuple[date, str, str], int] = defaultdict(int)
-    for row in (*told.rows, *told.corrections):
-        if row.price_id == UNRATED:
-            unrated[row.usage_month, row.model, row.model_version] += row.quantity_tokens
     models: dict[str, int] = defaultdict(int)
-    for (_, model, version), tokens in unrated.items():
-        models[shown(f"{model} {version}")] += max(tokens, 0)
-    named = [f"{model} ({number(tokens)})" for model, tokens in sorted(models.items()) if tokens]
-    if named:
+    for each in told.unrated:
+        models[shown(f"{each.model} {each.model_version}")] += each.tokens
+    if models:
+        named = [f"{model} ({number(tokens)})" for model, tokens in sorted(models.items())]
         count = say.count(say.tokens, sum(models.values()))
         found.append(say.notice_unrated.format(tokens=count, models=say.between.join(named)))
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime, tzinfo
 from decimal import Decimal
@@ -17,7 +19,7 @@ from billing.money import charge, exact_price
 from billing.rating import MINIMUM, UNRATED
 from billing.selection import Selection
 from billing.simulation.mark import is_simulated
-from billing.tables import bill_lines
+from billing.tables import RATED_BY, bill_lines
 from tallybook.calendar import month_start
 
 _KEY = ("model", "model_version", "direction", "tier", "price_id", "discount_percent")
@@ -59,6 +61,16 @@ class Part(NamedTuple):
     amount_minor: int
 
 
+class Unrated(NamedTuple):
+    """Tokens on the month's bills without a price; those that got one since they were billed don't count."""
+
+    department: str
+    project: str
+    model: str
+    model_version: str
+    tokens: int
+
+
 class Carry(NamedTuple):
     """A line whose amount is not its own tokens at their price, rounded, because of those before it."""
 
@@ -88,6 +100,7 @@ class Statement:
     rows: tuple[Row, ...]
     corrections: tuple[Row, ...]
     parts: tuple[Part, ...]
+    unrated: tuple[Unrated, ...]
     rounding: Rounding
     open_days: tuple[date, ...]
     simulated: bool = False
@@ -131,13 +144,15 @@ def statement(
     # Nothing is left where a volume tier was passed, or where unrated tokens got a price.
     rows = tuple(row for row in rows if row.quantity_tokens or row.quantity_requests or row.amount_minor)
     own = tuple(row for row in rows if row.usage_month == month.first)
+    unrated = _unrated(connection, where)
     return Statement(
         month,
         selection,
         ledger_currency(connection, *where),
         own,
         tuple(row for row in rows if row.usage_month != month.first),
-        _parts(connection, where),
+        _parts(connection, where, unrated),
+        unrated,
         _rounding(connection, month, where, own),
         tuple(open_days(connection, month, zone, now)),
         is_simulated(connection),
@@ -157,16 +172,33 @@ def _rows(connection: Connection, where: list[sa.ColumnElement[bool]]) -> tuple[
     return tuple(sorted(rows, key=lambda row: row[: 1 + len(_KEY)]))
 
 
-def _parts(connection: Connection, where: list[sa.ColumnElement[bool]]) -> tuple[Part, ...]:
+def _parts(
+    connection: Connection, where: list[sa.ColumnElement[bool]], unrated: Iterable[Unrated]
+) -> tuple[Part, ...]:
     keys = (bill_lines.c.department, bill_lines.c.project)
-    unrated = sa.case((bill_lines.c.price_id == UNRATED, bill_lines.c.quantity_tokens), else_=0)
-    sums = (
-        _whole_sum("quantity_tokens"),
-        sa.cast(sa.func.sum(unrated), sa.BigInteger),
-        sa.func.coalesce(_whole_sum("amount_minor"), 0),
+    sums = (_whole_sum("quantity_tokens"), sa.func.coalesce(_whole_sum("amount_minor"), 0))
+    without: dict[tuple[str, str], int] = defaultdict(int)
+    for each in unrated:
+        without[each.department, each.project] += each.tokens
+    rows = connection.execute(sa.select(*keys, *sums).where(*where).group_by(*keys))
+    return tuple(
+        sorted(
+            Part(department, project, tokens, without[department, project], minor)
+            for department, project, tokens, minor in rows
+        )
     )
-    query = sa.select(*keys, *sums).where(*where).group_by(*keys)
-    return tuple(sorted(Part(*row) for row in connection.execute(query)))
+
+
+def _unrated(connection: Connection, where: list[sa.ColumnElement[bool]]) -> tuple[Unrated, ...]:
+    whose = [bill_lines.c[name] for name in Unrated._fields[:-1]]
+    # A price is for all of one of these or for none: of which some are taken back, none are left.
+    priced_by = [bill_lines.c[name] for name in ("usage_day", "model_label", *RATED_BY)]
+    query: sa.Select[Any] = sa.select(*whose, _whole_sum("quantity_tokens"))
+    query = query.where(*where, bill_lines.c.price_id == UNRATED).group_by(*whose, *priced_by)
+    found: dict[tuple[str, str, str, str], int] = defaultdict(int)
+    for department, project, model, version, tokens in connection.execute(query):
+        found[department, project, model, version] += max(tokens, 0)
+    return tuple(Unrated(*key, tokens) for key, tokens in sorted(found.items()) if tokens)
 
 
 def _rounding(

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 from billing.money import format_amount
 from billing.reports.words import Language
 from billing.statements.mail import compose_statement, statement_pdf
-from billing.statements.statement import Part, Statement, statement
+from billing.statements.statement import Part, Statement, Unrated, statement
 from tests.billing.factories import ZONE
 from tests.billing.generated_month import NOVEMBER
 
@@ -66,16 +66,15 @@ def test_corrections_are_a_table_of_their_own_where_there_are_some(told: Stateme
 
 
 def test_what_has_no_price_is_told_and_is_not_free(told: Statement) -> None:
-    free = next(row for row in told.rows if not row.price_id)._replace(model="chat", model_version="7")
-    gone = replace(told, rows=(free._replace(quantity_tokens=1_250),), corrections=())
-    text = part(mail(gone), "text/plain")
+    free = Unrated("retail", "search", "chat", "7", 1_000)
+    two = replace(told, unrated=(free, free._replace(project="ads", tokens=250)))
+    text = part(mail(two), "text/plain")
     assert "1,250 tokens without a price, not in the amount: chat 7 (1,250)." in text
-    one = replace(told, rows=(free._replace(quantity_tokens=1),), corrections=())
+    one = replace(told, unrated=(free._replace(tokens=1),))
     assert "1 token without a price, not in the amount: chat 7 (1)." in part(mail(one), "text/plain")
     single = mail(replace(told, parts=(Part("retail", "search", 1, 0, 0),)))
     assert single["Subject"].endswith(", 1 token")
-    priced_since = replace(gone, corrections=(free._replace(quantity_tokens=-1_250),))
-    assert "without a price" not in part(mail(priced_since), "text/plain")
+    assert "without a price" not in part(mail(replace(told, unrated=())), "text/plain")
     parts = (Part("retail", "search", 1_250, 1_250, 0), Part("retail", "chat", 10, 0, 0))
     shown = {
         line.split()[1]: line.split()[-1]

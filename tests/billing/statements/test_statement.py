@@ -178,6 +178,27 @@ def test_unrated_tokens_alone_make_a_statement_without_an_amount(sqlite_ledger: 
     assert "¥" not in text
 
 
+def test_tokens_that_got_a_price_are_not_taken_from_others_without_one(sqlite_ledger: Engine) -> None:
+    """In November 500 tokens got no price, and get one in December, when 500 others get none."""
+    with writing(sqlite_ledger) as connection:
+        bills = Bills(connection)
+        first, then = date(2026, 11, 3), date(2026, 12, 4)
+        bills.close(first, then)
+        bills.add(first, 500, None)
+        bills.add(then, -500, None, usage_day=first)
+        bills.add(then, 500, usage_day=first, model="unpriced")
+        bills.add(then, 500, None, project="ads")
+        bills.add(then, 7, None, usage_day=date(2026, 11, 2))  # late, of a day before the price
+        bills.write()
+        now = datetime(2027, 1, 9, tzinfo=ZONE)
+        november, december = (statement(connection, day, ZONE, now=now) for day in (first, then))
+    assert [part.unrated_tokens for part in november.parts] == [500]
+    assert [(part.project, part.unrated_tokens) for part in december.parts] == [("ads", 500), ("search", 7)]
+    assert sum(each.tokens for each in december.unrated) == 507
+    (total,) = [line for line in as_text(december).splitlines() if line.startswith("Total")]
+    assert "507 tokens (507 unrated)" in total
+
+
 @pytest.mark.parametrize("discount", ["0", "12.5"])
 def test_large_amounts_of_a_currency_without_a_sign_stay_in_100_columns(
     sqlite_ledger: Engine, discount: str
