@@ -112,7 +112,8 @@ def _used(report: DayReport, told: Words) -> str:
     if not total.requests:
         said = told.empty.format(day=day)
         if report.corrections:
-            said += told.sentence_gap + told.empty_bill.format(amount=told.money(total))
+            bill = told.empty_unrated if total.amount_minor is None else told.empty_bill
+            said += told.sentence_gap + bill.format(amount=told.money(total))
         return said
     users = sum(part.totals.requests > 0 for part in report.users)
     projects = told.count(told.projects, sum(part.totals.requests > 0 for part in report.projects))

@@ -55,6 +55,7 @@ class Words:
 
     empty: str
     empty_bill: str
+    empty_unrated: str
     who_all: str
     who_user: str
     who_project: str
@@ -91,6 +92,7 @@ class Words:
     title_statement: str
     subject_statement: str
     summed_statement: str
+    summed_unrated: str
     notice_simulated: str
     simulated: str
 

@@ -109,9 +109,8 @@ def _summed(told: Statement, say: Words) -> str:
     tokens = say.count(say.tokens, sum(part.quantity_tokens for part in told.parts))
     projects = say.count(say.projects, len({part.project for part in told.parts}))
     amount = _amount(told, told.amount_minor, say)
-    return say.summed_statement.format(
-        month=f"{told.month.first:%Y-%m}", tokens=tokens, projects=projects, amount=amount
-    )
+    said = say.summed_unrated if told.currency is None else say.summed_statement
+    return said.format(month=f"{told.month.first:%Y-%m}", tokens=tokens, projects=projects, amount=amount)
 
 
 def _tables(told: Statement, say: Words) -> list[Table]:

@@ -18,7 +18,7 @@ from billing.reports.texts import CHINESE, ENGLISH
 from billing.reports.words import Words, average, number, percent, shown, signed, signed_amount
 from billing.totals import Part, Totals
 from tests.billing.factories import DAY, ZONE
-from tests.billing.sample_reports import a_report, an_empty_report, some
+from tests.billing.sample_reports import BEFORE, a_report, an_empty_report, some
 
 UP = a_report(
     some(1200, 2431, requests=12, cached_tokens=200),
@@ -146,6 +146,9 @@ def test_a_day_of_corrections_only_says_what_the_bill_is_for() -> None:
     )
     said = paragraphs(report, ENGLISH)[0]
     assert "21 November 2026. The bill comes to ¥0.13, for corrections of earlier days." in said
+    unrated = an_empty_report(corrections=(Correction(BEFORE, "user-a", "search", 120, 120, None),))
+    said = paragraphs(unrated, ENGLISH)[0]
+    assert "The bill holds corrections of earlier days, none of which has an amount yet." in said
 
 
 @pytest.mark.parametrize(

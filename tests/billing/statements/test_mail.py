@@ -84,6 +84,18 @@ def test_what_has_no_price_is_told_and_is_not_free(told: Statement) -> None:
     assert shown == {"search": "unrated", "chat": "¥0.00"}
 
 
+@pytest.mark.parametrize(
+    ("language", "said"),
+    [
+        ("en", "The bills of 2026-11 hold 1,250 tokens of 1 project, none of which has an amount yet."),
+        ("zh", "2026-11 的账单共 1,250 个 Token，来自 1 个项目，均尚无金额。"),
+    ],
+)
+def test_a_month_without_any_amount_is_told_as_such(told: Statement, language: Language, said: str) -> None:
+    unpriced = replace(told, currency=None, parts=(Part("retail", "search", 1_250, 1_250, 0),))
+    assert said in " ".join(part(mail(unpriced, language), "text/plain").split())
+
+
 @pytest.mark.parametrize(("language", "heading"), [("en", "Month of usage"), ("zh", "使用月份")])
 def test_a_statement_is_by_months_not_by_days(told: Statement, language: Language, heading: str) -> None:
     text = part(mail(told, language), "text/plain")
