@@ -29,7 +29,7 @@ from billing.reconciliation.metered import reconcile_day
 from billing.settings import BillingSettings
 from billing.tables import bill_days, event_batches, journal_offsets, usage_hours
 from tallybook.calendar import ONE_DAY, billing_day, day_interval, month_start
-from tallybook.unread import unread
+from tallybook.unread import Unread, unread
 
 WINDOW = WEEKS * 7 * ONE_DAY
 _LATE_EVENTS = timedelta(
@@ -212,10 +212,15 @@ def closing(scene: Scene) -> Iterable[Finding]:
 
 
 def unmetered(scene: Scene) -> Iterable[Finding]:
-    """Models whose servers have certainly answered more requests than any event tells of."""
+    """Models whose servers have certainly answered more requests than any event tells of.
+
+    What they answered after the oldest event that still waits in the journal is not looked at.
+    """
+    waiting = _waiting(scene)
+    until = waiting.oldest if waiting else None
     found: dict[str, Finding] = {}
     for day in (scene.today - ONE_DAY, scene.today):
-        for row in reconcile_day(scene.connection, day, scene.zone).days:
+        for row in reconcile_day(scene.connection, day, scene.zone, until).days:
             served = row.requests.served
             if served is None:
                 continue
@@ -233,9 +238,7 @@ def unmetered(scene: Scene) -> Iterable[Finding]:
 
 def journal_lag(scene: Scene) -> Iterable[Finding]:
     """Events that wait in the journal for longer than ingest should take."""
-    reached = scene.connection.execute(sa.select(journal_offsets))
-    offsets = {row.segment: row.offset_bytes for row in reached}
-    waiting = unread(offsets, scene.settings.journal_dir)
+    waiting = _waiting(scene)
     if waiting is None:
         return
     minutes = int((scene.now - waiting.oldest).total_seconds() // 60)
@@ -247,6 +250,13 @@ def journal_lag(scene: Scene) -> Iterable[Finding]:
             "segment": waiting.oldest_segment,
         }  # fmt: skip
         yield Finding("journal_lag", "journal", "ingest", level, facts)
+
+
+def _waiting(scene: Scene) -> Unread | None:
+    """What of the journal ingest has not read yet."""
+    reached = scene.connection.execute(sa.select(journal_offsets))
+    offsets = {row.segment: row.offset_bytes for row in reached}
+    return unread(offsets, scene.settings.journal_dir)
 
 
 def unusual_addresses(scene: Scene) -> Iterable[Finding]:

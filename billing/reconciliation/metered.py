@@ -74,10 +74,16 @@ class Reconciliation:
 Metered = Mapping[tuple[str, datetime], tuple[int, int]]  # requests and tokens by model and start of the hour
 
 
-def reconcile_day(connection: Connection, day: date, zone: tzinfo) -> Reconciliation:
-    """Reconcile a billing day with the samples in it, the last before it and the first after it."""
+def reconcile_day(
+    connection: Connection, day: date, zone: tzinfo, until: datetime | None = None
+) -> Reconciliation:
+    """Reconcile a billing day with the samples in it, the last before it and the first after it.
+
+    Samples after `until`, from when on events may be missing, are left out.
+    """
     span = day_interval(day, zone)
-    return reconcile(span, _samples(connection, span), _metered(connection, day))
+    samples = [s for s in _samples(connection, span) if until is None or s.sampled_at <= until]
+    return reconcile(span, samples, _metered(connection, day))
 
 
 def reconcile(span: Interval, samples: Sequence[Sample], metered: Metered) -> Reconciliation:

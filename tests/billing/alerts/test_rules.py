@@ -241,6 +241,25 @@ def test_requests_that_only_the_servers_know_of_are_told(
     ]
 
 
+def test_requests_whose_events_still_wait_in_the_journal_are_not_called_unmetered(
+    sqlite_ledger: Engine, settings: BillingSettings
+) -> None:
+    bring(sqlite_ledger, [an_event(time=at(DAY, 9)) for _ in range(30)])
+    rows = [
+        {"sampled_at": at(DAY, hour), "server": "s", "model": model, "counter": counter, "value": value}
+        for hour, served in ((1, 0), (10, 30), (12, 90))
+        for model, counter, value in (("", "up", 1), ("review-sentiment", "requests", served))
+    ]
+    with writing(sqlite_ledger) as connection:
+        connection.execute(counter_samples.insert(), rows)
+    events = [an_event(time=at(DAY, 11)) for _ in range(10)]
+    write_segment(settings.journal_dir, events)
+    assert look(sqlite_ledger, settings, "unmetered") == []
+    ingest(sqlite_ledger, settings.journal_dir, ZONE)
+    (told,) = look(sqlite_ledger, settings, "unmetered")
+    assert (told.facts["served"], told.facts["metered"]) == (90, 40)
+
+
 def test_a_model_that_is_unmetered_for_two_days_is_one_episode(
     sqlite_ledger: Engine, settings: BillingSettings
 ) -> None:
