@@ -96,7 +96,9 @@ def notices(report: DayReport, told: Words) -> list[Notice]:
     if report.open_days:
         days = [f"{d.day} ({told.count(told.tokens, d.total_tokens)})" for d in report.open_days]
         found.append(Notice("warning", told.notice_open_days.format(days=_listed(days, told))))
-    if report.corrections and report.total.currency:
+    if report.corrections and all(each.amount_minor is None for each in report.corrections):
+        found.append(Notice("note", told.notice_corrections_unrated))
+    elif report.corrections and report.total.currency:
         amount = signed_amount(report.total.corrections_minor, report.total.currency)
         found.append(Notice("note", told.notice_corrections.format(amount=amount)))
     return found

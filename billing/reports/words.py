@@ -80,6 +80,7 @@ class Words:
     notice_early: str
     notice_unrated: str
     notice_corrections: str
+    notice_corrections_unrated: str
     notice_set_aside: str
     notice_open_days: str
     items: str

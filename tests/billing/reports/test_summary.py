@@ -180,6 +180,12 @@ def test_a_day_of_corrections_only_says_what_the_bill_is_for() -> None:
             "更正 -¥2.50",
         ),
         (
+            {"corrections": (Correction(DAY - timedelta(days=1), "user-a", "search", 120, 120, None),)},
+            "note",
+            "Corrections of earlier days, listed below, have no amount yet.",
+            "对以往日期的更正尚无金额",
+        ),
+        (
             {
                 "total": some(unrated_tokens=700),
                 "models": (Part(("new-model", "2"), some(700, None, unrated_tokens=700)),),
