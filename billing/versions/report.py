@@ -136,7 +136,10 @@ def compared(old: VersionUse, new: VersionUse) -> list[Change]:
 
 def verdict(changes: list[Change]) -> str:
     """In a sentence, whether the newer version paid: by cost, answer time and quality."""
-    counted = [c for c in changes if c.what != "tokens a request" and c.matters]
+    weighed = [c for c in changes if c.what != "tokens a request"]
+    if not weighed:
+        return "Whether it paid can't be told."
+    counted = [c for c in weighed if c.matters]
     better = [c.what for c in counted if c.better]
     worse = [c.what for c in counted if not c.better]
     if not counted:

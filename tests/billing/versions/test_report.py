@@ -98,7 +98,10 @@ def test_tokens_that_are_on_no_bill_yet_do_not_make_a_version_cheap(ledger: Engi
             {"requests": 2_000, "amount_minor": 10_000, "rated_tokens": 20_000, "prompt_tokens": 0},
             "No difference that matters.",
         ),
-        ({"requests": 0, "amount_minor": None, "median_seconds": None, "quality": None}, "No difference"),
+        (
+            {"requests": 0, "amount_minor": None, "median_seconds": None, "quality": None},
+            "Whether it paid can't",
+        ),
     ],
 )
 def test_the_verdict_weighs_cost_time_and_quality(changes: dict[str, object], said: str) -> None:
