@@ -216,14 +216,12 @@ def _by_robot(
         with writing(engine) as connection:
             return Sent(channel, _mark(connection, message_id, state="sent", sent_at=now, last_error=None))
     with writing(engine) as connection:
-        oldest, tried = connection.execute(
-            sa.select(sa.func.min(notifications.c.created_at), sa.func.max(notifications.c.tries)).where(
-                notifications.c.message_id == message_id
-            )
-        ).one()
+        ours = notifications.c.message_id == message_id
+        tried = connection.execute(sa.select(sa.func.max(notifications.c.tries)).where(ours)).scalar_one()
         later = min(timedelta(minutes=2) * 2 ** min(tried, 10), _LONGEST_PAUSE)
-        gone = now - oldest > GIVE_UP_AFTER
-        state = "given_up" if gone else "sending" if again else "waiting"
+        # Each by its own age: what is too old must not take with it what is told beside it.
+        gone = notifications.c.created_at < now - GIVE_UP_AFTER
+        state = sa.case((gone, "given_up"), else_="sending" if again else "waiting")
         told = str(error)
         changes = _mark(connection, message_id, state=state, next_try_at=now + later, last_error=told)
     return Sent(channel, changes, told)

@@ -134,6 +134,21 @@ def test_after_days_it_is_given_up_and_says_why(
         assert "45009" in str(connection.scalar(sa.select(notifications.c.last_error)))
 
 
+def test_what_is_given_up_takes_nothing_with_it_that_came_later(
+    ledger: Engine, robots: Robots, tmp_path: Path
+) -> None:
+    told = settings(robots, tmp_path, "wecom")
+    open_episodes(ledger, told, surge())
+    later = NOW + timedelta(days=4)
+    open_episodes(ledger, told, surge(), surge("user-b"), now=later)
+    robots.refusals.append(REFUSED)
+    deliver(ledger, told, later, tries=1)
+    assert states(ledger) == ["given_up", "waiting"]
+    assert deliver(ledger, told, later + HOUR) == [Sent("wecom", 1)]
+    assert "user user-b" in robots.texts()[-1]
+    assert states(ledger) == ["given_up", "sent"]
+
+
 def test_a_crash_while_sending_loses_nothing_and_the_repetition_says_so(
     ledger: Engine, robots: Robots, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
