@@ -16,7 +16,7 @@ from billing import money
 from billing.aggregates import prove_hours, whole
 from billing.alerts.baseline import WEEKS, SurgeRule, judge
 from billing.alerts.quota_limits import PROJECT_MONTH, USER_DAY, quota_limits
-from billing.alerts.tables import network_days
+from billing.alerts.tables import alert_episodes, network_days
 from billing.budgets import read_budgets
 from billing.budgets_report import month_budgets
 from billing.closure import prove
@@ -195,20 +195,26 @@ def closing(scene: Scene) -> Iterable[Finding]:
     if over:
         facts = {"days": len(over), "first": str(over[0]), "last": str(over[-1])}
         yield Finding("not_closed", "ledger", "days", 1, facts)
-    last_closed = scene.connection.scalar(
-        sa.select(sa.func.max(bill_days.c.day)).where(bill_days.c.state == "closed")
-    )
+    last_closed = scene.connection.scalars(CLOSED.order_by(bill_days.c.day.desc()).limit(1)).all()
+    # What was found is looked at until it is gone: it is not over when another day is the last.
+    wrong = scene.connection.scalars(CLOSED.where(bill_days.c.day.in_(_told_mismatches(scene)))).all()
     # What is asked hourly must not cost more with every day that somebody forgot.
     checks: list[tuple[date, Callable[[Connection, date], Any]]] = [
         (day, prove_hours) for day in over[:_NAMED]
     ]
-    if last_closed is not None:
-        checks.append((last_closed, prove))
+    checks += [(day, prove) for day in sorted({*last_closed, *wrong})]
     for day, check in checks:
         try:
             check(scene.connection, day)
         except ClosureError as error:
             yield Finding("mismatch", "day", str(day), 1, {"difference": str(error)})
+
+
+def _told_mismatches(scene: Scene) -> list[date]:
+    """The days that were told not to add up, and not yet that they do."""
+    episode = alert_episodes.c
+    told = sa.select(episode.subject).where(episode.rule == "mismatch", episode.resolved_at.is_(None))
+    return [date.fromisoformat(day) for day in scene.connection.scalars(told)]
 
 
 def unmetered(scene: Scene) -> Iterable[Finding]:

@@ -200,6 +200,27 @@ def test_what_does_not_add_up_is_told_with_the_difference(
     assert str(DAY) in mismatch.facts["difference"]
 
 
+def test_a_mismatch_is_over_when_it_is_gone_not_when_the_next_day_is_closed(
+    sqlite_ledger: Engine, settings: BillingSettings
+) -> None:
+    def changed(at_hour: datetime, amount: int = 0) -> list[tuple[str, str]]:
+        with writing(sqlite_ledger) as connection:
+            altered = bill_lines.c.amount_minor + amount
+            connection.execute(
+                bill_lines.update().where(bill_lines.c.day == DAY).values(amount_minor=altered)
+            )
+        found = check(sqlite_ledger, settings, at_hour).changes
+        return [(c.change, c.episode.subject) for c in found if c.episode.rule == "mismatch"]
+
+    bring(sqlite_ledger, [an_event(), an_event(time=at(DAY + ONE_DAY))])
+    close(sqlite_ledger, DAY)
+    next_day = DAY + ONE_DAY
+    assert changed(at(next_day, 7), 1) == [("opened", str(DAY))]
+    close(sqlite_ledger, next_day)
+    assert changed(at(next_day + ONE_DAY, 7)) == []
+    assert changed(at(next_day + ONE_DAY, 9), -1) == [("resolved", str(DAY))]
+
+
 def test_events_that_come_while_it_looks_are_no_mismatch(
     postgres_url: str, settings: BillingSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
