@@ -39,6 +39,15 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(billing.reading, "select", lambda read, write, odd, _now: select(read, write, odd))
 
 
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The temporary folder of processes that are started from now on."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
 @contextmanager
 def both(*, for_copy: bool) -> Iterator[tuple[Reader, Reader]]:
     """A reader in this process, and one beside it."""
@@ -111,13 +120,7 @@ def test_a_process_beside_reads_what_is_read_here(tmp_path: Path, for_copy: bool
 
 @pytest.mark.usefixtures("at_once")
 def test_processes_that_read_by_turns_give_the_chunks_in_their_order(tmp_path: Path) -> None:
-    record = orjson.dumps(an_event(id="00000000").to_record())
-    batches = [
-        b"\n".join(record.replace(b'"00000000"', b'"%08d"' % number) for number in range(first, first + 100))
-        for first in range(0, 60_000, 100)
-    ]
-    segment = tmp_path / "large.jsonl"
-    segment.write_bytes(b"".join(batch + b"\n" + committed(100) for batch in batches))
+    segment = large_segment(tmp_path, 5 * CHUNK_BYTES)
     with both(for_copy=True) as (here, beside):
         expected = [(chunk.next_offset, chunk.packed) for chunk in here.chunks(segment, 0)]
         assert len(expected) > 3
@@ -141,10 +144,7 @@ def test_a_chunk_that_is_staged_stays_while_the_next_ones_are(tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("at_once")
-def test_processes_beside_leave_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary))
+def test_processes_beside_leave_nothing_behind(tmp_path: Path, temporary: Path) -> None:
     segment = write_segment(tmp_path, [an_event()])
     with both(for_copy=False) as (_, beside):
         assert len(list(beside.chunks(segment, 0))) == 1
@@ -154,13 +154,10 @@ def test_processes_beside_leave_nothing_behind(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.usefixtures("at_once")
 def test_a_temporary_folder_is_asked_for_only_to_stage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "none")])
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary))  # of the processes
     segment = write_segment(tmp_path, [an_event()])
     with reader(ZONE, 0, for_copy=True) as beside:
         assert len(list(beside.chunks(segment, 0))) == 1
@@ -170,10 +167,7 @@ def test_a_temporary_folder_is_asked_for_only_to_stage(
 
 
 @pytest.mark.usefixtures("at_once")
-def test_a_process_that_can_stage_nothing_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary))
+def test_a_process_that_can_stage_nothing_says_so(tmp_path: Path, temporary: Path) -> None:
     segment = write_segment(tmp_path, [an_event()])
     with both(for_copy=False) as (_, beside):
         assert len(list(beside.chunks(segment, 0))) == 1  # so that both have started

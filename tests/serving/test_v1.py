@@ -1,5 +1,5 @@
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,11 +64,13 @@ def events_of(data: bytes) -> list[Any]:
 
 
 @contextmanager
-def running_gateway(tmp_path: Path, **entry: Any) -> Iterator[Gateway]:
-    """The API before a stand-in."""
+def running_gateway(
+    tmp_path: Path, settings: Mapping[str, Any] | None = None, **entry: Any
+) -> Iterator[Gateway]:
+    """The API before a stand-in, of which the engines' file says `entry`."""
     with stand_in_engine() as engine:
         file = write_engines(tmp_path, {"addresses": [engine.address], **entry})
-        with running_app(tmp_path, engines_file=file) as api:
+        with running_app(tmp_path, engines_file=file, **(settings or {})) as api:
             yield Gateway(api, engine)
 
 

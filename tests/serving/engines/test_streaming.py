@@ -8,18 +8,7 @@ import pytest
 
 from serving import services
 from serving.engines import address, streaming
-from tests.apis import running_app
-from tests.engines import (
-    MODEL,
-    chunk,
-    completion,
-    stand_in_engine,
-    streamed,
-    usage,
-    usage_chunk,
-    whole,
-    write_engines,
-)
+from tests.engines import MODEL, chunk, completion, streamed, usage, usage_chunk, whole
 from tests.modelservers import wait_until
 from tests.serving.test_v1 import PROMPT_TOKENS, Gateway, events_of, gateway, held, running_gateway
 
@@ -406,11 +395,9 @@ def test_nonsense_that_waits_when_the_client_leaves_costs_no_place_and_no_bill(g
 @pytest.fixture
 def short_leases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
     """A gateway whose leases last a second."""
-    with stand_in_engine() as engine:
-        file = write_engines(tmp_path, {"addresses": [engine.address]})
-        with running_app(tmp_path, engines_file=file, quota_lease_seconds=0.5) as api:
-            monkeypatch.setattr(api.services.quotas, "_lease_seconds", 1.0)
-            yield Gateway(api, engine)
+    with running_gateway(tmp_path, {"quota_lease_seconds": 0.5}) as gateway:
+        monkeypatch.setattr(gateway.api.services.quotas, "_lease_seconds", 1.0)
+        yield gateway
 
 
 @pytest.mark.parametrize("stream", [False, True])
