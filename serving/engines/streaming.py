@@ -24,7 +24,6 @@ from serving.openai_errors import render
 CLIENT_LEFT = 499  # nginx's status for it
 _HEARTBEAT = b": waiting\n\n"  # a comment: shows that the connection lives, and whether the client does
 _HEARTBEAT_SECONDS = 10.0
-_LEAST_WAIT_SECONDS = 0.001  # to see what has come
 _SILENT = "The engine did not go on in time."
 _MOST_LINE_BYTES = 4 << 20
 _MOST_AT_HAND_BYTES = 4 << 20  # that are read once a client has left
@@ -109,7 +108,7 @@ class Relay:
             patience = self._patience()
             try:
                 # What is there is read in any case: the client may have been slow, not the engine.
-                data = self._answer.read(min(max(patience, _LEAST_WAIT_SECONDS), left))
+                data = self._answer.read(min(patience, left))
             except TimeoutError:
                 if patience <= 0:
                     raise ModelTimeoutError(_SILENT) from None

@@ -30,6 +30,7 @@ _READ_BYTES = 2 * 1024  # at first; held while a thread waits, so that much of e
 _MOST_READ_BYTES = 64 * 1024
 _MOST_HEAD_BYTES = 64 * 1024
 _MOST_ANSWER_BYTES = 256 << 20
+_LEAST_WAIT_SECONDS = 0.001
 _DOWN_SECONDS = 1.0  # an address that refused is asked last for so long
 
 
@@ -101,6 +102,7 @@ class Answer:
     def read(self, timeout_seconds: float) -> bytes:
         """What has come of the body, waiting for more if there is none; empty only if it has ended.
 
+        What is there already is read however little time is left.
         Raises: TimeoutError: nothing came, and reading may go on. ModelRejectedError: it broke off.
             OverloadedError: it was cut.
         """
@@ -127,9 +129,8 @@ class Answer:
         """The whole body. Raises: ModelTimeoutError; ModelRejectedError; OverloadedError: it was cut."""
         whole, size_bytes = [], 0
         while not self.ended or self._parts:
-            left = deadline - time.monotonic()
             try:
-                whole.append(self.read(max(left, 0.001)))
+                whole.append(self.read(deadline - time.monotonic()))
                 size_bytes += len(whole[-1])
             except TimeoutError:
                 raise ModelTimeoutError("The engine did not answer in time.") from None
@@ -141,7 +142,7 @@ class Answer:
         """What has come already, without waiting for more; empty also after a failure."""
         if not self.ended and not self._parts and is_readable(self._connection):
             with contextlib.suppress(OSError, ApiError):
-                return self.read(0.001)
+                return self.read(0)
         taken = b"".join(self._parts)
         self._parts.clear()
         return taken
@@ -301,13 +302,15 @@ def _send(connection: socket.socket, data: bytes, timeout_seconds: float) -> Non
 def _wait_at_most(connection: socket.socket, seconds: float, option: int) -> None:
     """Bound the next call by the system's own timeout, which raises BlockingIOError.
 
+    No time, or less, is as much as it takes to see what has come: to the system, 0 would be for ever.
     Python's polls before each call, and each poll lets go of the interpreter: switching between a worker's
     threads then costs more than the call. TLS knows only Python's.
     """
+    seconds = max(seconds, _LEAST_WAIT_SECONDS)
     if isinstance(connection, ssl.SSLSocket):
         connection.settimeout(seconds)
     else:
-        whole, rest = divmod(max(1, int(seconds * 1e6)), 1_000_000)  # 0 would be for ever
+        whole, rest = divmod(int(seconds * 1e6), 1_000_000)
         connection.setsockopt(socket.SOL_SOCKET, option, _TIMEVAL.pack(whole, rest))
 
 
