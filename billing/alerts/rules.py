@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta, tzinfo
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -56,7 +57,7 @@ class Finding:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Scene:
     """What the rules look at."""
 
@@ -80,6 +81,13 @@ class Scene:
         begun = day_interval(self.today, self.zone).start
         yesterday = [self.today - ONE_DAY] if self.now - begun < _LATE_EVENTS else []
         return [*yesterday, self.today]
+
+    @cached_property
+    def waiting(self) -> Unread | None:
+        """What of the journal ingest has not read yet."""
+        reached = self.connection.execute(sa.select(journal_offsets))
+        offsets = {row.segment: row.offset_bytes for row in reached}
+        return unread(offsets, self.settings.journal_dir)
 
 
 def surge_rule(settings: BillingSettings, kind: Kind) -> SurgeRule:
@@ -222,8 +230,7 @@ def unmetered(scene: Scene) -> Iterable[Finding]:
 
     What they answered after the oldest event that still waits in the journal is not looked at.
     """
-    waiting = _waiting(scene)
-    until = waiting.oldest if waiting else None
+    until = scene.waiting.oldest if scene.waiting else None
     found: dict[str, Finding] = {}
     for day in (scene.today - ONE_DAY, scene.today):
         for row in reconcile_day(scene.connection, day, scene.zone, until).days:
@@ -244,7 +251,7 @@ def unmetered(scene: Scene) -> Iterable[Finding]:
 
 def journal_lag(scene: Scene) -> Iterable[Finding]:
     """Events that wait in the journal for longer than ingest should take."""
-    waiting = _waiting(scene)
+    waiting = scene.waiting
     if waiting is None:
         return
     minutes = int((scene.now - waiting.oldest).total_seconds() // 60)
@@ -256,13 +263,6 @@ def journal_lag(scene: Scene) -> Iterable[Finding]:
             "segment": waiting.oldest_segment,
         }  # fmt: skip
         yield Finding("journal_lag", "journal", "ingest", level, facts)
-
-
-def _waiting(scene: Scene) -> Unread | None:
-    """What of the journal ingest has not read yet."""
-    reached = scene.connection.execute(sa.select(journal_offsets))
-    offsets = {row.segment: row.offset_bytes for row in reached}
-    return unread(offsets, scene.settings.journal_dir)
 
 
 def unusual_addresses(scene: Scene) -> Iterable[Finding]:
