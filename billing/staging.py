@@ -17,8 +17,8 @@ from billing.events import VALUE_COLUMNS
 from billing.packing import Staged, Values
 
 # The tables of the file: `number` tells which of the chunk's days a row is on, the first being 0.
-STAGED_IDS = ("id", "number", "content_sha256")
-STAGED_EVENTS = (*VALUE_COLUMNS, "day", "number")
+_IDS = ("id", "number", "content_sha256")
+_EVENTS = (*VALUE_COLUMNS, "day", "number")
 # Nothing here outlives the process: no journal, no waiting for the disk, no other reader to lock out.
 _PRAGMAS = "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF; PRAGMA page_size = 65536;"
 
@@ -31,8 +31,8 @@ def stage(values: Values, days: Iterable[date], file: Path) -> Staged:
             connection.executescript(_PRAGMAS)
             connection.execute("BEGIN")
             # Columns without a type keep each value as it is.
-            connection.execute(f"CREATE TABLE ids ({', '.join(STAGED_IDS)})")
-            connection.execute(f"CREATE TABLE events ({', '.join(STAGED_EVENTS)})")
+            connection.execute(f"CREATE TABLE ids ({', '.join(_IDS)})")
+            connection.execute(f"CREATE TABLE events ({', '.join(_EVENTS)})")
             connection.executemany("INSERT INTO ids VALUES (?, ?, ?)", values.ids)
             marks = ", ".join("?" * len(VALUE_COLUMNS))
             for number, (day, rows) in enumerate(zip(days, values.events, strict=True)):
